@@ -1,0 +1,53 @@
+package model
+
+import "time"
+
+// ProtectedList is the content of a datastore's protected list at one term.
+type ProtectedList struct {
+	Term Term `json:"term"`
+	// Version grows by one with each write within a term, from 1.
+	Version uint64        `json:"version"`
+	VMs     []ProtectedVM `json:"vms"`
+}
+
+// ProtectedVM is what a primary must know of a VM to restart it.
+type ProtectedVM struct {
+	ID   VMID   `json:"id"`
+	Name string `json:"name"`
+	// Home is the datastore whose lock and list the VM belongs to.
+	Home DatastoreName `json:"home"`
+	// Datastores are all datastores that hold its disks, Home included.
+	Datastores []DatastoreName `json:"datastores"`
+	// Config is the path of the domain XML on its home datastore.
+	Config string `json:"config"`
+	// Disks are the paths of its disks on managed datastores.
+	Disks     []string  `json:"disks,omitempty"`
+	Memory    MiB       `json:"memory"`
+	CPUs      int       `json:"cpus"`
+	Priority  Priority  `json:"priority,omitempty"`
+	Requested Requested `json:"requested"`
+	DependsOn []string  `json:"dependsOn,omitempty"`
+	// Host is where it last ran, LastEpoch the lock epoch it ran under.
+	Host      HostID `json:"host,omitempty"`
+	LastEpoch Epoch  `json:"lastEpoch,omitempty"`
+	// Down is set while the VM is known not to run though it is requested:
+	// waiting for a restart. It survives the primary.
+	Down *DownState `json:"down,omitempty"`
+}
+
+// DownState is the persistent part of a pending restart.
+type DownState struct {
+	// Cause is why the VM went down, for people.
+	Cause string `json:"cause"`
+	// Attempts made so far, and the hosts they were made on, oldest first, at
+	// most 16 kept.
+	Attempts int      `json:"attempts"`
+	Hosts    []HostID `json:"hosts,omitempty"`
+	// Reason is the standing reason why it does not run, for people.
+	Reason string `json:"reason,omitempty"`
+	// RetryIn is how long the next attempt had still to wait when the list was
+	// written. Hosts share no clock: a new primary counts from its take-over.
+	RetryIn time.Duration `json:"retryIn,omitempty"`
+	// Failover names the failover this restart belongs to.
+	Failover string `json:"failover,omitempty"`
+}
