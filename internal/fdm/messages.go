@@ -1,0 +1,300 @@
+package fdm
+
+import (
+	"time"
+
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+// Heartbeat is the content of a datagram between agents.
+type Heartbeat struct {
+	// Kind tells a primary's or secondary's heartbeat from election traffic.
+	Kind BeatKind `json:"k"`
+	// Rank orders candidates: Datastores first, then the host id as text.
+	Datastores int `json:"d"`
+	// Primary is whom the sender follows ("" during an election).
+	Primary model.HostID `json:"p,omitempty"`
+	// Round grows with each election that the sender knows of.
+	Round uint64 `json:"r"`
+	// ConfigVersion is the version of the cluster file that the sender keeps.
+	ConfigVersion uint64 `json:"v"`
+	// Start identifies the life of the sender's agent.
+	Start uint64 `json:"s"`
+}
+
+// BeatKind is the kind of a heartbeat.
+type BeatKind string
+
+// The kinds of heartbeats.
+const (
+	BeatPrimary   BeatKind = "P" // I am primary
+	BeatSecondary BeatKind = "S" // I follow Primary
+	BeatElection  BeatKind = "E" // I am a candidate
+	BeatYield     BeatKind = "Y" // I step down: elect at once
+)
+
+// Message is a message over the reliable transport; exactly one pointer is set.
+// Unknown fields are ignored, so that neighbouring versions understand each
+// other.
+type Message struct {
+	Report   *Report      `json:"report,omitempty"`
+	Welcome  *Welcome     `json:"welcome,omitempty"`
+	Command  *Command     `json:"command,omitempty"`
+	Progress *Progress    `json:"progress,omitempty"`
+	Config   *ConfigOffer `json:"config,omitempty"`
+	Admin    *AdminRelay  `json:"admin,omitempty"`
+	Answer   *AnswerRelay `json:"answer,omitempty"`
+	Events   *EventShare  `json:"events,omitempty"`
+	View     *ClusterView `json:"view,omitempty"`
+}
+
+// Report is a secondary's account of itself to its primary: on connection, on
+// every change, and every ReportInterval.
+type Report struct {
+	Host          model.HostID            `json:"host"`
+	Boot          model.BootID            `json:"boot"`
+	Incarnation   uint64                  `json:"incarnation"`
+	ConfigVersion uint64                  `json:"configVersion"`
+	Armed         bool                    `json:"armed"`
+	ArmedWhy      string                  `json:"armedWhy,omitempty"`
+	HookSeen      bool                    `json:"hookSeen"`
+	GuardUp       bool                    `json:"guardUp"`
+	HypervisorUp  bool                    `json:"hypervisorUp"`
+	Memory        model.MiB               `json:"memory"` // capacity
+	MHz           model.MHz               `json:"mhz"`
+	Datastores    []lease.DatastoreStatus `json:"datastores"`
+	VMs           []LocalVM               `json:"vms"`
+}
+
+// LocalVM is a managed or unmanaged VM as its host sees it.
+type LocalVM struct {
+	ID      model.VMID    `json:"id"`
+	Name    string        `json:"name"`
+	Managed bool          `json:"managed"`
+	Active  bool          `json:"active"`
+	Cause   StopCause     `json:"cause,omitempty"`
+	Epoch   model.Epoch   `json:"epoch,omitempty"`
+	Phase   lease.VMPhase `json:"phase,omitempty"`
+	Alive   bool          `json:"alive,omitempty"` // its guest agent answered
+	Memory  model.MiB     `json:"memory"`
+	CPUs    int           `json:"cpus"`
+	// Reason is why it is frozen, for people.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Welcome is the primary's answer to a report: it names the VMs that Hanok
+// manages, for every guard and hook of the cluster.
+type Welcome struct {
+	Managed []lease.ManagedVM `json:"managed"`
+}
+
+// Command is an order of the primary. It is carried out once, and only under
+// the term that is current for the VM's home datastore.
+type Command struct {
+	ID   string      `json:"id"`
+	Kind CommandKind `json:"kind"`
+	Term model.Term  `json:"term"`
+	// VM is what to act on, Epoch its lock's highest record by the primary.
+	VM       model.ProtectedVM `json:"vm"`
+	Epoch    model.Epoch       `json:"epoch"`
+	Takeover *lease.Takeover   `json:"takeover,omitempty"`
+	Failover string            `json:"failover,omitempty"`
+	// Expires is how long after receipt the command may still begin.
+	Expires time.Duration `json:"expires"`
+}
+
+// CommandKind names an order.
+type CommandKind string
+
+// The commands.
+const (
+	CommandStart    CommandKind = "start"
+	CommandShutdown CommandKind = "shutdown" // ask the guest, release when gone
+	CommandKill     CommandKind = "kill"     // end it, release when gone
+)
+
+// Progress tells the primary how a command stands; the last has Done set.
+type Progress struct {
+	Command string     `json:"command"`
+	VM      model.VMID `json:"vm"`
+	Stage   Stage      `json:"stage"`
+	Done    bool       `json:"done,omitempty"`
+	// Epoch is the lock epoch won, from StageLocked on.
+	Epoch model.Epoch `json:"epoch,omitempty"`
+	// Code and Text explain StageFailed.
+	Code string `json:"code,omitempty"`
+	Text string `json:"text,omitempty"`
+	// After is the time since the command arrived.
+	After time.Duration `json:"after"`
+}
+
+// Stage is how far a command is.
+type Stage string
+
+// The stages of a start and a stop.
+const (
+	StageAccepted Stage = "accepted"
+	StageLocked   Stage = "locked"
+	StageRunning  Stage = "running" // vCPUs continue
+	StageAlive    Stage = "alive"   // guest agent answered
+	StageGone     Stage = "gone"    // stopped and released
+	StageFailed   Stage = "failed"
+)
+
+// ConfigOffer hands a cluster file on.
+type ConfigOffer struct {
+	Version uint64 `json:"version"`
+	File    []byte `json:"file"`
+}
+
+// AdminRelay forwards an administrator's request to the primary or to the host
+// it concerns; AnswerRelay brings the answer back.
+type AdminRelay struct {
+	ID      uint64       `json:"id"`
+	Request AdminRequest `json:"request"`
+}
+
+// AnswerRelay answers an AdminRelay.
+type AnswerRelay struct {
+	ID    uint64     `json:"id"`
+	Reply AdminReply `json:"reply"`
+}
+
+// AdminRequest is what an administrator asks of the cluster; exactly one
+// pointer is set.
+type AdminRequest struct {
+	// Protect registers a VM that its host has adopted (definition checked and
+	// copied to the datastore by the shell).
+	Protect   *model.ProtectedVM `json:"protect,omitempty"`
+	Unprotect *VMRef             `json:"unprotect,omitempty"`
+	Start     *VMRef             `json:"start,omitempty"`
+	Shutdown  *VMRef             `json:"shutdown,omitempty"`
+	Kill      *VMRef             `json:"kill,omitempty"`
+	// Apply is a new cluster file, validated by the shell.
+	Apply *ConfigOffer `json:"apply,omitempty"`
+}
+
+// VMRef names a VM by name or id.
+type VMRef struct {
+	Name string `json:"name"`
+}
+
+// AdminReply answers an AdminRequest.
+type AdminReply struct {
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`
+}
+
+// EventShare hands events on to the other hosts, so that any host can show
+// them; at most 64 at a time.
+type EventShare struct {
+	Events []event.Event `json:"events"`
+}
+
+// ClusterView is the primary's account of the cluster, sent to every secondary
+// on change and every ReportInterval, so that any host can show it.
+type ClusterView struct {
+	Primary model.HostID `json:"primary"`
+	// Age is how old the view is; the primary sends 0, a host that shows it
+	// adds the time since receipt.
+	Age        time.Duration   `json:"age"`
+	HA         bool            `json:"ha"`
+	Monitoring bool            `json:"monitoring"`
+	Version    uint64          `json:"configVersion"`
+	Hosts      []HostView      `json:"hosts"`
+	VMs        []VMView        `json:"vms"`
+	Datastores []DatastoreView `json:"datastores"`
+}
+
+// HostView is one host in a ClusterView.
+type HostView struct {
+	Name          model.HostID    `json:"name"`
+	Role          model.Role      `json:"role"`
+	State         model.HostState `json:"state"`
+	Reason        string          `json:"reason,omitempty"`
+	Armed         bool            `json:"armed"`
+	ArmedWhy      string          `json:"armedWhy,omitempty"`
+	Hook          bool            `json:"hook"`
+	Guard         bool            `json:"guard"`
+	Hypervisor    bool            `json:"hypervisor"`
+	ConfigVersion uint64          `json:"configVersion"`
+	// Silence is the time since its last network heartbeat, SlotAges since its
+	// slot last changed on each datastore, as the primary sees them.
+	Silence    time.Duration                         `json:"silence"`
+	SlotAges   map[model.DatastoreName]time.Duration `json:"slotAges,omitempty"`
+	Datastores []lease.DatastoreStatus               `json:"datastores,omitempty"`
+	Memory     model.MiB                             `json:"memory"`
+	MemoryUsed model.MiB                             `json:"memoryUsed"`
+}
+
+// VMView is one VM in a ClusterView.
+type VMView struct {
+	ID        model.VMID          `json:"id"`
+	Name      string              `json:"name"`
+	State     model.VMState       `json:"state"`
+	Host      model.HostID        `json:"host,omitempty"`
+	Home      model.DatastoreName `json:"datastore,omitempty"`
+	Protected bool                `json:"protected"`
+	// Reason says why it is not started, or not protected.
+	Reason   string         `json:"reason,omitempty"`
+	Epoch    model.Epoch    `json:"epoch,omitempty"`
+	Alive    bool           `json:"alive"`
+	Priority model.Priority `json:"priority,omitempty"`
+	Attempts int            `json:"attempts,omitempty"`
+	// RetryIn is how long until the next attempt, when one is scheduled.
+	RetryIn time.Duration `json:"retryIn,omitempty"`
+}
+
+// DatastoreView is one datastore in a ClusterView.
+type DatastoreView struct {
+	Name    model.DatastoreName `json:"name"`
+	Owner   model.HostID        `json:"owner,omitempty"` // of the protected list
+	Term    model.Term          `json:"term"`
+	VMs     int                 `json:"vms"`
+	Problem string              `json:"problem,omitempty"`
+}
+
+// Cluster is the configuration as the core needs it, made from the cluster
+// file by the shell.
+type Cluster struct {
+	Version           uint64
+	File              []byte // the file itself, to hand on
+	Enabled           bool
+	HostMonitoring    bool
+	Timing            model.Timing
+	Hosts             []ClusterHost
+	HeartbeatNetworks []string
+	Datastores        []ClusterDatastore
+	// VMs are the per-VM settings of the file, by name.
+	VMs map[string]VMSettings
+	// MaxRestarts is das.maxvmrestartcount, PerHost the limit of concurrent
+	// starts of one host.
+	MaxRestarts int
+	PerHost     int
+}
+
+// ClusterHost is a member.
+type ClusterHost struct {
+	Name        model.HostID
+	Datastores  []model.DatastoreName
+	Memory      model.MiB
+	CPU         model.MHz
+	Maintenance bool
+}
+
+// ClusterDatastore is a datastore.
+type ClusterDatastore struct {
+	Name     model.DatastoreName
+	Path     string
+	Fence    model.FenceClass
+	Unfenced bool // unfenced: accept
+}
+
+// VMSettings are a VM's settings in the cluster file.
+type VMSettings struct {
+	Priority  model.Priority
+	Requested model.Requested
+	DependsOn []string
+}
