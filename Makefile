@@ -1,0 +1,57 @@
+# Hanok's commands for developers and CI. The two that matter:
+#   make demo   a three-host lab that loses a host and brings its VMs back
+#   make test   everything that CI runs, lab included
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+GO          ?= go
+RUNS        ?= 10
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
+export CGO_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore soak clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+deps: ## install the Debian packages that the lab needs (idempotent)
+	@scripts/install-deps.sh
+
+build: ## build bin/hanok and bin/hanok-guard
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hanok ./cmd/hanok-guard
+
+demo: deps build ## lose hosts, watch their VMs come back (DEMO_KEEP=1 leaves the lab up)
+	@bin/hanok lab demo $(if $(DEMO_KEEP),--keep,)
+
+test: deps lint build test-unit test-lab ## all that CI runs
+
+lint: ## gofmt, go vet, staticcheck
+	@files=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$files" ]; then echo "not gofmt-ed: $$files" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+test-unit: ## everything but the lab tests
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v '/test/')
+
+test-lab: build ## end-to-end tests on real hosts and VMs, in real time
+	$(GO) test -count=1 -timeout 25m -v ./test/lab
+
+test-long: build ## what takes longer: soak, flapping, repeated faults
+	HANOK_LONG=1 $(GO) test -count=1 -timeout 90m -v ./test/lab -run Long
+
+bench-failover: deps build ## time from power loss to running elsewhere (RUNS=10)
+	$(GO) run ./test/bench/failover -runs $(RUNS)
+
+bench-idle: deps build ## processor and memory of guard and agent with 10 VMs
+	$(GO) run ./test/bench/idle
+
+bench-datastore: ## heartbeat write and lock claim latency
+	$(GO) test -run '^$$' -bench . -benchtime 200x ./internal/datastore/...
+
+soak: deps build ## ten minutes with both cores saturated by other work
+	$(GO) run ./test/bench/soak
+
+clean: ## remove what was built
+	rm -rf bin
