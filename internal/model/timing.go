@@ -31,8 +31,8 @@ var (
 		Margin: 5 * time.Second, Watchdog: 10 * time.Second, WatchdogMax: 11 * time.Second}
 )
 
-// MaxDrift is the largest relative difference between the rates of two hosts'
-// clocks that the protocol allows for.
+// MaxDrift is the largest relative error of one host's clock rate against true
+// time that the protocol allows for.
 const MaxDrift = 0.01
 
 // FreezeAllowance is the time that the inequalities reserve for freezing all
@@ -44,9 +44,13 @@ const FreezeAllowance = 100 * time.Millisecond
 const PetPeriod = 250 * time.Millisecond
 
 // StaleAfter is the age at which a slot proves that its writer's lease has
-// lapsed, whatever the rates of the two clocks within MaxDrift.
-func (t Timing) StaleAfter() time.Duration {
-	return t.Lease + time.Duration(float64(t.Lease)*2*MaxDrift)
+// lapsed, whatever the rates of the two clocks within MaxDrift: the writer's may
+// be slow by MaxDrift while the reader's is fast by as much.
+func (t Timing) StaleAfter() time.Duration { return StaleAfter(t.Lease) }
+
+// StaleAfter is Timing.StaleAfter for a lease read from a slot.
+func StaleAfter(lease time.Duration) time.Duration {
+	return time.Duration(float64(lease)*(1+MaxDrift)/(1-MaxDrift)) + 1
 }
 
 // Validate checks the durations against each other:
