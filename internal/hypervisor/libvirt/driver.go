@@ -1,0 +1,265 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	lv "github.com/digitalocean/go-libvirt"
+
+	"hanok.dev/hanok/internal/hypervisor"
+	"hanok.dev/hanok/internal/model"
+)
+
+// Config sets up a Driver. The zero value is libvirtd of this host.
+type Config struct {
+	// Socket is libvirtd's socket; /run/libvirt/libvirt-sock if empty.
+	Socket string
+	// URI is the driver to open there; qemu:///system if empty.
+	URI string
+	// CallTimeout bounds each call but those below; 10 s if zero.
+	CallTimeout time.Duration
+	// StartTimeout bounds StartPaused; 60 s if zero: libvirt itself waits up
+	// to 30 s for QEMU's monitor, and hooks and storage take their time.
+	StartTimeout time.Duration
+	// KillTimeout bounds Kill; 30 s if zero: libvirt needs 10 s before it
+	// resorts to SIGKILL, and waits longer for a process in the kernel.
+	KillTimeout time.Duration
+	// ProbeInterval is the pause between proofs that libvirtd is alive, 1 s
+	// if zero, and ProbeTimeout how long one may take, 2 s if zero. A hung
+	// libvirtd is noticed within their sum.
+	ProbeInterval, ProbeTimeout time.Duration
+	// EventBuffer is how many events wait for their reader before they are
+	// dropped for an EventResync; 1024 if zero.
+	EventBuffer int
+}
+
+// Pauses between attempts to connect. libvirtd is ready 2 s after its start.
+const (
+	backoffMin = 200 * time.Millisecond
+	backoffMax = 2 * time.Second
+	// connectTimeout bounds one attempt, subscriptions included.
+	connectTimeout = 5 * time.Second
+)
+
+func (c Config) withDefaults() Config {
+	def := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	if c.Socket == "" {
+		c.Socket = "/run/libvirt/libvirt-sock"
+	}
+	if c.URI == "" {
+		c.URI = string(lv.QEMUSystem)
+	}
+	if c.EventBuffer <= 0 {
+		c.EventBuffer = 1024
+	}
+	def(&c.CallTimeout, 10*time.Second)
+	def(&c.StartTimeout, time.Minute)
+	def(&c.KillTimeout, 30*time.Second)
+	def(&c.ProbeInterval, time.Second)
+	def(&c.ProbeTimeout, 2*time.Second)
+	return c
+}
+
+var (
+	errClosed      = errors.New("the driver is closed")
+	errNotYet      = errors.New("not connected to libvirtd yet")
+	errUnresponded = errors.New("libvirtd does not answer")
+)
+
+// Driver is a hypervisor.Driver for libvirt.
+type Driver struct {
+	cfg    Config
+	events *queue
+	pool   *pool
+	lanes  *lanes
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu   sync.Mutex
+	up   bool
+	err  error // why not up
+	told bool  // the loss was reported as an event
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// New returns a driver that connects in the background; an EventResync tells
+// when it has. Close it.
+func New(cfg Config) *Driver {
+	cfg = cfg.withDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &Driver{
+		cfg: cfg, ctx: ctx, cancel: cancel, err: errNotYet,
+		events: newQueue(cfg.EventBuffer),
+		pool:   newPool(cfg.Socket, cfg.URI),
+		lanes:  newLanes(ctx, cfg.Socket, cfg.URI),
+	}
+	d.wg.Add(2)
+	go func() { defer d.wg.Done(); d.events.pump(ctx) }()
+	go func() { defer d.wg.Done(); d.control() }()
+	return d
+}
+
+// Close implements hypervisor.Driver.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	d.up, d.err = false, errClosed
+	d.mu.Unlock()
+	d.cancel()
+	d.pool.close()
+	d.lanes.close()
+	d.wg.Wait()
+	return nil
+}
+
+// Events implements hypervisor.Driver.
+func (d *Driver) Events() <-chan hypervisor.Event { return d.events.out }
+
+// Connection implements hypervisor.Driver.
+func (d *Driver) Connection() hypervisor.Connection {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return hypervisor.Connection{Up: d.up, Err: d.err}
+}
+
+// control keeps the control connection until Close.
+func (d *Driver) control() {
+	backoff := backoffMin
+	for d.ctx.Err() == nil {
+		began := time.Now()
+		err := d.session()
+		if d.ctx.Err() != nil {
+			return
+		}
+		d.lost(err)
+		if time.Since(began) > backoffMax {
+			backoff = backoffMin
+		}
+		select {
+		case <-time.After(backoff):
+		case <-d.ctx.Done():
+		}
+		backoff = min(2*backoff, backoffMax)
+	}
+}
+
+// session connects, and serves events and probes until the connection fails.
+func (d *Driver) session() error {
+	ctx, cancel := context.WithTimeout(d.ctx, connectTimeout)
+	defer cancel()
+	c, err := open(ctx, d.cfg.Socket, d.cfg.URI)
+	if err != nil {
+		return err
+	}
+	sub := newSubscriptions(c, d.events)
+	defer sub.wait() // after close: the streams end with the connection
+	defer c.close()
+	if err := sub.start(ctx); err != nil {
+		sub.open(false)
+		return fmt.Errorf("subscribe to libvirt's events: %w", err)
+	}
+	d.mu.Lock()
+	if d.ctx.Err() == nil {
+		d.up, d.err, d.told = true, nil, false
+	}
+	d.mu.Unlock()
+	d.events.push(hypervisor.Event{Kind: hypervisor.EventResync, Detail: "connected to libvirtd"})
+	sub.open(true)
+	return d.probe(c)
+}
+
+// probe returns when the connection or libvirtd is dead.
+func (d *Driver) probe(c *conn) error {
+	tick := time.NewTicker(d.cfg.ProbeInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return d.ctx.Err()
+		case <-c.dead():
+			return fmt.Errorf("connection to libvirtd lost: %w", c.cause())
+		case <-tick.C:
+		}
+		ctx, cancel := context.WithTimeout(d.ctx, d.cfg.ProbeTimeout)
+		err := c.do(ctx, func(l *lv.Libvirt) error {
+			_, err := l.ConnectGetLibVersion()
+			return err
+		})
+		cancel()
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("%w within %v", errUnresponded, d.cfg.ProbeTimeout)
+		case err != nil:
+			return fmt.Errorf("connection to libvirtd lost: %w", err)
+		}
+	}
+}
+
+// lost notes that there is no connection, and why. Calls under way have
+// their own connections and deadlines.
+func (d *Driver) lost(err error) {
+	d.mu.Lock()
+	d.up, d.err = false, err
+	told := d.told
+	d.told = true
+	d.mu.Unlock()
+	d.pool.dropIdle()
+	d.lanes.drop()
+	if !told {
+		d.events.push(hypervisor.Event{Kind: hypervisor.EventDisconnected, Detail: err.Error()})
+	}
+}
+
+// ready says that there is no connection, if so.
+func (d *Driver) ready(op string, vm model.VMID) error {
+	if state := d.Connection(); !state.Up {
+		return &hypervisor.Error{Op: op, VM: vm, Kind: hypervisor.KindUnavailable, Text: state.Err.Error(), Err: state.Err}
+	}
+	return nil
+}
+
+// limited bounds ctx by a deadline and by Close.
+func (d *Driver) limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	stop := context.AfterFunc(d.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// call runs fn on a connection of its own under a deadline.
+func (d *Driver) call(ctx context.Context, op string, vm model.VMID, limit time.Duration, fn func(*lv.Libvirt) error) error {
+	if err := d.ready(op, vm); err != nil {
+		return err
+	}
+	ctx, cancel := d.limited(ctx, limit)
+	defer cancel()
+	c, err := d.pool.get(ctx)
+	if err != nil {
+		return failure(op, vm, err)
+	}
+	defer d.pool.put(c)
+	return failure(op, vm, c.do(ctx, fn))
+}
+
+// callDomain is call for a domain that is looked up first.
+func (d *Driver) callDomain(ctx context.Context, op string, vm model.VMID, limit time.Duration, fn func(*lv.Libvirt, lv.Domain) error) error {
+	id, err := parseUUID(vm)
+	if err != nil {
+		return &hypervisor.Error{Op: op, VM: vm, Kind: hypervisor.KindNoDomain, Text: err.Error(), Err: err}
+	}
+	return d.call(ctx, op, vm, limit, func(l *lv.Libvirt) error {
+		dom, err := l.DomainLookupByUUID(id)
+		if err != nil {
+			return err
+		}
+		return fn(l, dom)
+	})
+}
