@@ -1,0 +1,425 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"sort"
+	"strings"
+
+	"hanok.dev/hanok/internal/model"
+)
+
+// Validate checks the cluster as a whole, as Parse does; for clusters that a
+// program put together. The error is [*Problems].
+func (c *Cluster) Validate() error {
+	p := &Problems{}
+	if c.Version == 0 {
+		p.add("version", "", "is required")
+	}
+	if err := c.HA.Timing.Values.Validate(); err != nil {
+		p.add("ha.timing", "", "%v", err)
+	}
+	c.validate(p, true)
+	return p.err()
+}
+
+// validate adds what is wrong; references are followed only when refs.
+func (c *Cluster) validate(p *Problems, refs bool) {
+	if c.Name != "" {
+		checkName(p, "name", c.Name)
+	}
+	if c.ID != "" && c.ID != c.Name {
+		checkName(p, "id", c.ID)
+	}
+	if len(c.ID) > 63 {
+		p.add("id", "set a shorter id", "has %d characters; at most 63 fit into certificates", len(c.ID))
+	}
+	c.checkNetworks(p)
+	c.checkDatastores(p)
+	c.checkHosts(p, refs)
+	c.checkVMs(p, refs)
+	c.checkRules(p, refs)
+	if !refs {
+		return
+	}
+	for k, v := range c.HA.Options {
+		if s, _, ok := findOption(k); ok && s.Kind == OptionNetwork {
+			c.checkRef(p, "ha.options."+k, "network", v, c.networkNames())
+		}
+	}
+	c.checkDependencies(p)
+}
+
+func checkName(p *Problems, field, name string) {
+	if err := model.ValidateName(name); err != nil && name != "" {
+		p.add(field, "", "%v", err)
+	}
+}
+
+// unique reports a name that was seen before.
+type unique struct {
+	p    *Problems
+	what string
+	seen map[string]string
+}
+
+func newUnique(p *Problems, what string) unique { return unique{p, what, map[string]string{}} }
+
+func (u unique) check(field, name string) {
+	if name == "" {
+		return
+	}
+	if at, dup := u.seen[name]; dup {
+		u.p.add(field, "rename or remove one", "%s %q is at %s already", u.what, clip(name), at)
+		return
+	}
+	u.seen[name] = field
+}
+
+func (c *Cluster) checkRef(p *Problems, field, what, name string, known []string) {
+	if name == "" || slices.Contains(known, name) {
+		return
+	}
+	remedy := ""
+	switch {
+	case p.full(): // looking for near names costs time that nobody benefits from
+	case len(known) > 0:
+		remedy = Suggest(name, known)
+	default:
+		remedy = "the file has no " + what + "s"
+	}
+	p.add(field, remedy, "no %s is named %q", what, clip(name))
+}
+
+func names[T any](list []T, name func(*T) string) []string {
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = name(&list[i])
+	}
+	return out
+}
+
+func (c *Cluster) networkNames() []string {
+	return names(c.Networks, func(n *Network) string { return n.Name })
+}
+
+func (c *Cluster) datastoreNames() []string {
+	return names(c.Datastores, func(d *Datastore) string { return string(d.Name) })
+}
+
+func (c *Cluster) hostNames() []string {
+	return names(c.Hosts, func(h *Host) string { return string(h.Name) })
+}
+
+func (c *Cluster) groupNames() []string {
+	var out []string
+	for _, h := range c.Hosts {
+		out = append(out, h.Groups...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (c *Cluster) checkNetworks(p *Problems) {
+	u := newUnique(p, "network")
+	for i, n := range c.Networks {
+		at := fmt.Sprintf("networks[%d].name", i)
+		checkName(p, at, n.Name)
+		u.check(at, n.Name)
+	}
+}
+
+func (c *Cluster) checkDatastores(p *Problems) {
+	u, paths, ids := newUnique(p, "datastore"), newUnique(p, "path"), newUnique(p, "datastore UUID")
+	for i, d := range c.Datastores {
+		at := fmt.Sprintf("datastores[%d]", i)
+		checkName(p, at+".name", string(d.Name))
+		u.check(at+".name", string(d.Name))
+		if d.Backing != "" {
+			checkName(p, at+".backing", d.Backing)
+		}
+		if d.Path != "" && (!path.IsAbs(d.Path) || path.Clean(d.Path) != d.Path || d.Path == "/" || strings.ContainsAny(d.Path, "\x00\n")) {
+			p.add(at+".path", "write it as /srv/"+string(d.Name), "%q is no absolute, clean path of a mount", clip(d.Path))
+		}
+		paths.check(at+".path", d.Path)
+		if d.UUID != "" {
+			if err := d.UUID.Validate(); err != nil {
+				p.add(at+".uuid", "`hanok datastore show` prints it", "%v", err)
+			}
+			ids.check(at+".uuid", string(d.UUID))
+		}
+	}
+}
+
+func (c *Cluster) checkHosts(p *Problems, refs bool) {
+	u, addrs := newUnique(p, "host"), newUnique(p, "address")
+	networks, datastores := c.networkNames(), c.datastoreNames()
+	for i := range c.Hosts {
+		h := &c.Hosts[i]
+		at := fmt.Sprintf("hosts[%d]", i)
+		if h.Name != "" {
+			if err := h.Name.Validate(); err != nil {
+				p.add(at+".name", "", "%v", err)
+			}
+		}
+		u.check(at+".name", string(h.Name))
+		for _, n := range sortedNetworks(h.Address) {
+			a, f := h.Address[n], at+".address."+clip(n)
+			if refs {
+				c.checkRef(p, f, "network", n, networks)
+			}
+			checkAddress(p, f, a)
+			if a.IsValid() {
+				addrs.check(f, n+" "+a.String())
+			}
+		}
+		ud := newUnique(p, "datastore")
+		for j, d := range h.Datastores {
+			f := fmt.Sprintf("%s.datastores[%d]", at, j)
+			ud.check(f, string(d))
+			if refs {
+				c.checkRef(p, f, "datastore", string(d), datastores)
+			}
+		}
+		for j, g := range h.Groups {
+			checkName(p, fmt.Sprintf("%s.groups[%d]", at, j), g)
+		}
+		if h.FailureDomain != "" {
+			checkName(p, at+".failureDomain", h.FailureDomain)
+		}
+	}
+}
+
+func sortedNetworks(m map[string]netip.Addr) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
+}
+
+func checkAddress(p *Problems, field string, a netip.Addr) {
+	switch {
+	case !a.IsValid(): // reported by the reader
+	case a.Zone() != "":
+		p.add(field, "use an address that is the same seen from every host", "%s has a zone", a)
+	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		p.add(field, "use the host's own address on this network", "%s is no address of a single host", a)
+	}
+}
+
+func (c *Cluster) checkVMs(p *Problems, refs bool) {
+	u, ids := newUnique(p, "VM"), newUnique(p, "VM id")
+	datastores, hosts := c.datastoreNames(), c.hostNames()
+	byName := make(map[model.HostID]*Host, len(c.Hosts))
+	for i := range c.Hosts {
+		byName[c.Hosts[i].Name] = &c.Hosts[i]
+	}
+	for i := range c.VMs {
+		v := &c.VMs[i]
+		at := fmt.Sprintf("vms[%d]", i)
+		checkName(p, at+".name", v.Name)
+		u.check(at+".name", v.Name)
+		if v.ID != "" {
+			if err := v.ID.Validate(); err != nil {
+				p.add(at+".id", "`virsh domuuid "+clip(v.Name)+"` prints it", "%v", err)
+			}
+			ids.check(at+".id", string(v.ID))
+		}
+		if v.CPUs < 1 || v.CPUs > 4096 {
+			p.add(at+".cpus", "", "%d is not from 1 to 4096", v.CPUs)
+		}
+		if v.Memory > 0 && v.Reservation.Memory > v.Memory {
+			p.add(at+".reservation.memory", "reserve at most the VM's memory", "%s is more than the VM's %s",
+				FormatMemory(v.Reservation.Memory), FormatMemory(v.Memory))
+		}
+		if !refs {
+			continue
+		}
+		c.checkRef(p, at+".host", "host", string(v.Host), hosts)
+		c.checkRef(p, at+".datastore", "datastore", string(v.Datastore), datastores)
+		for j, d := range v.DisksOn {
+			c.checkRef(p, fmt.Sprintf("%s.disksOn[%d]", at, j), "datastore", string(d), datastores)
+		}
+		if h := byName[v.Host]; h != nil && !h.Accessible(v) {
+			p.add(at+".host", "choose a host that mounts them, or add them to its datastores",
+				"%s does not mount all datastores of the VM", v.Host)
+		}
+	}
+}
+
+// checkDependencies follows dependsOn: known VMs, no cycle, and no higher
+// priority that waits for a lower one.
+func (c *Cluster) checkDependencies(p *Problems) {
+	index := make(map[string]int, len(c.VMs))
+	for i := range c.VMs {
+		index[c.VMs[i].Name] = i
+	}
+	vmNames := names(c.VMs, func(v *VM) string { return v.Name })
+	for i := range c.VMs {
+		v := &c.VMs[i]
+		for j, name := range v.DependsOn {
+			at := fmt.Sprintf("vms[%d].dependsOn[%d]", i, j)
+			k, ok := index[name]
+			if !ok {
+				c.checkRef(p, at, "VM", name, vmNames)
+				continue
+			}
+			if w := &c.VMs[k]; v.Restart.Priority.Rank() > w.Restart.Priority.Rank() {
+				p.add(at, "give "+w.Name+" at least that priority", "%s has priority %s and would wait for %s of priority %s",
+					v.Name, v.Restart.Priority, w.Name, w.Restart.Priority)
+			}
+		}
+	}
+	if at, cycle := findCycle(c.VMs, index); cycle != nil {
+		p.add(fmt.Sprintf("vms[%d].dependsOn", at), "remove one of these dependencies", "waits for itself: %s", clip(strings.Join(cycle, " → ")))
+	}
+}
+
+// findCycle returns the index of a VM that depends on itself and the way round,
+// or nil. Iterative, because a file may hold a chain of thousands.
+func findCycle(vms []VM, index map[string]int) (int, []string) {
+	const (
+		unseen = iota
+		open
+		done
+	)
+	state := make([]uint8, len(vms))
+	type frame struct{ vm, next int }
+	for start := range vms {
+		if state[start] != unseen {
+			continue
+		}
+		stack := []frame{{vm: start}}
+		state[start] = open
+		for len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			deps := vms[top.vm].DependsOn
+			if top.next == len(deps) {
+				state[top.vm] = done
+				stack = stack[:len(stack)-1]
+				continue
+			}
+			k, ok := index[deps[top.next]]
+			top.next++
+			switch {
+			case !ok || state[k] == done:
+			case state[k] == open:
+				from := slices.IndexFunc(stack, func(f frame) bool { return f.vm == k })
+				var way []string
+				for _, f := range stack[from:] {
+					way = append(way, vms[f.vm].Name)
+				}
+				return k, append(way, vms[k].Name)
+			default:
+				state[k] = open
+				stack = append(stack, frame{vm: k})
+			}
+		}
+	}
+	return 0, nil
+}
+
+func (c *Cluster) checkRules(p *Problems, refs bool) {
+	u := newUnique(p, "rule")
+	vms, hosts, groups := c.vmSet(), c.hostNames(), c.groupNames()
+	for i := range c.Rules {
+		r := &c.Rules[i]
+		at := fmt.Sprintf("rules[%d]", i)
+		checkName(p, at+".name", r.Name)
+		u.check(at+".name", r.Name)
+		if !refs {
+			continue
+		}
+		c.checkRuleShape(p, at, r)
+		uv := newUnique(p, "VM")
+		for j, v := range r.VMs {
+			f := fmt.Sprintf("%s.vms[%d]", at, j)
+			uv.check(f, v)
+			if !vms[v] {
+				c.checkRef(p, f, "VM", v, names(c.VMs, func(v *VM) string { return v.Name }))
+			}
+		}
+		var ruleHosts []string
+		for h := range r.Hosts {
+			ruleHosts = append(ruleHosts, string(h))
+		}
+		sort.Strings(ruleHosts)
+		for _, h := range ruleHosts {
+			c.checkRef(p, at+".hosts."+clip(h), "host", h, hosts)
+		}
+		for j, g := range r.HostGroups {
+			c.checkRef(p, fmt.Sprintf("%s.hostGroups[%d]", at, j), "host group", g, groups)
+		}
+	}
+}
+
+func (c *Cluster) vmSet() map[string]bool {
+	out := make(map[string]bool, len(c.VMs))
+	for i := range c.VMs {
+		out[c.VMs[i].Name] = true
+	}
+	return out
+}
+
+// checkRuleShape checks that a rule has the fields of its kind, and no others.
+func (c *Cluster) checkRuleShape(p *Problems, at string, r *Rule) {
+	type part struct {
+		name         string
+		given, needs bool
+	}
+	node, res, vmh := r.Kind == RuleNodeAffinity, r.Kind == RuleResourceAffinity, r.Kind == RuleVMHost
+	allowed := map[string]bool{"hosts": node, "strict": node, "policy": res, "hostGroups": vmh, "must": vmh}
+	for _, x := range []part{
+		{"hosts", len(r.Hosts) > 0, node}, {"strict", r.Strict, false}, {"policy", r.Policy != "", res},
+		{"hostGroups", len(r.HostGroups) > 0, vmh}, {"must", r.Must, false},
+	} {
+		if x.given && !allowed[x.name] {
+			p.add(at+"."+x.name, "remove it, or change the kind", "does not belong to a rule of kind %s", r.Kind)
+		}
+		if x.needs && !x.given {
+			p.add(at+"."+x.name, "", "is required for a rule of kind %s", r.Kind)
+		}
+	}
+	if least := map[bool]int{true: 2, false: 1}[res]; len(r.VMs) < least {
+		p.add(at+".vms", "", "has %d VMs; a rule of kind %s needs at least %d", len(r.VMs), r.Kind, least)
+	}
+}
+
+// CheckDeployable reports what real hosts need beyond a valid file: a heartbeat
+// network, and an address of every host on at least one. When self is not empty
+// it must be one of the hosts.
+func (c *Cluster) CheckDeployable(self model.HostID) error {
+	p := &Problems{}
+	heartbeat := c.HeartbeatNetworks()
+	if len(heartbeat) == 0 {
+		p.add("networks", "give at least one network heartbeat: true", "no network carries heartbeats")
+	}
+	for i := range c.Hosts {
+		h := &c.Hosts[i]
+		if len(heartbeat) > 0 && !slices.ContainsFunc(heartbeat, func(n string) bool { return h.AddressOf(n).IsValid() }) {
+			p.add(fmt.Sprintf("hosts[%d].address", i), "give it an address on "+strings.Join(heartbeat, " or "),
+				"%s has no address on a heartbeat network", h.Name)
+		}
+	}
+	if self != "" && c.HostByName(self) == nil {
+		p.add("hosts", Suggest(string(self), c.hostNames()), "this host, %q, is not among the hosts", string(self))
+	}
+	if err := p.err(); err != nil {
+		return fmt.Errorf("cluster %q cannot run on hosts: %w", c.Name, err)
+	}
+	return nil
+}
+
+// AsProblems returns the list of problems inside err; nil when err holds none.
+func AsProblems(err error) *Problems {
+	var p *Problems
+	if errors.As(err, &p) {
+		return p
+	}
+	return nil
+}
