@@ -1,0 +1,125 @@
+package event
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+)
+
+// phaseNames are the columns of a timeline's table, in the order in which the
+// phases happen.
+var phaseNames = []struct {
+	kind Kind
+	name string
+}{
+	{LastHeartbeat, "LAST HEARTBEAT"}, {Silence, "SILENCE"}, {Verdict, "VERDICT"},
+	{StartIssued, "START ISSUED"}, {LockTaken, "LOCK TAKEN"},
+	{DomainRunning, "RUNNING"}, {GuestAlive, "GUEST ALIVE"},
+}
+
+// Heading is the first line of a timeline for people.
+func (t Timeline) Heading() string {
+	what := "a VM went down"
+	if t.Host != "" {
+		what = "lost " + string(t.Host)
+	}
+	s := fmt.Sprintf("Failover %s: %s; last sign of life %s, told by %s", t.Failover, what,
+		t.Began.UTC().Format("2006-01-02 15:04:05.000 UTC"), t.By)
+	if !t.Done {
+		s += "; under way"
+	}
+	return s
+}
+
+// Findings are the lines that say what was seen and decided.
+func (t Timeline) Findings() []string {
+	var out []string
+	for _, s := range t.Steps {
+		line := fmt.Sprintf("%8.3f s  %s", s.Since, s.Text)
+		if s.Cause != "" {
+			line += ": " + s.Cause
+		}
+		keys := make([]string, 0, len(s.Evidence))
+		for k := range s.Evidence {
+			keys = append(keys, k)
+		}
+		sort.Strings(keys)
+		for i, k := range keys {
+			keys[i] = k + " " + s.Evidence[k]
+		}
+		if len(keys) > 0 {
+			line += " [" + strings.Join(keys, ", ") + "]"
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+// Table returns header and rows, one for each VM: seconds since the last
+// heartbeat, in brackets those since the previous phase, "~" before figures
+// that rest on two hosts' wall clocks.
+func (t Timeline) Table() (header []string, rows [][]string) {
+	header = []string{"VM", "FROM", "TO"}
+	for _, p := range phaseNames {
+		header = append(header, p.name)
+	}
+	header = append(header, "TRIES", "OUTCOME")
+	for _, v := range t.VMs {
+		row := []string{v.VM, dash(string(v.From)), dash(string(v.To))}
+		for _, p := range phaseNames {
+			row = append(row, cell(p.kind, t.Steps, v.Steps))
+		}
+		outcome := v.Outcome
+		if v.Reason != "" {
+			outcome += ": " + v.Reason
+		}
+		rows = append(rows, append(row, fmt.Sprint(v.Attempts), outcome))
+	}
+	return header, rows
+}
+
+// Conclusion is the last line of a timeline for people.
+func (t Timeline) Conclusion() string {
+	switch {
+	case len(t.VMs) == 0:
+		return "No VM had to be restarted."
+	case t.LastRunning == nil:
+		n := 0
+		for _, v := range t.VMs {
+			if v.find(DomainRunning) == nil {
+				n++
+			}
+		}
+		return fmt.Sprintf("Of %d VMs of this failover, %d do not run yet.", len(t.VMs), n)
+	case t.LastAlive == nil:
+		return fmt.Sprintf("The last of %d VMs ran after %.3f s; not every guest has answered yet.", len(t.VMs), *t.LastRunning)
+	default:
+		return fmt.Sprintf("The last of %d VMs ran after %.3f s, the last guest answered after %.3f s.", len(t.VMs), *t.LastRunning, *t.LastAlive)
+	}
+}
+
+func cell(kind Kind, lists ...[]Step) string {
+	out := "-"
+	for _, steps := range lists {
+		for _, s := range steps {
+			if s.Kind != kind {
+				continue
+			}
+			out = fmt.Sprintf("%.3f", s.Since)
+			if s.Delta != 0 {
+				out += fmt.Sprintf(" (+%.3f)", s.Delta)
+			}
+			if s.Approximate {
+				out = "~" + out
+			}
+		}
+	}
+	return out
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
