@@ -70,7 +70,8 @@ func classify(e lv.Error) (hypervisor.Kind, string) {
 		return hypervisor.KindExists, text
 	case lv.ErrNoMemory:
 		return hypervisor.KindNoMemory, text
-	case lv.ErrXMLError, lv.ErrXMLDetail, lv.ErrXMLInvalidSchema, lv.ErrConfigUnsupported, lv.ErrCPUIncompatible:
+	case lv.ErrXMLError, lv.ErrXMLDetail, lv.ErrXMLInvalidSchema,
+		lv.ErrNoName, lv.ErrNoOs, lv.ErrOsType, lv.ErrNoDevice, lv.ErrConfigUnsupported, lv.ErrCPUIncompatible:
 		return hypervisor.KindInvalid, text
 	case lv.ErrOperationTimeout, lv.ErrResourceBusy:
 		return hypervisor.KindBusy, text
