@@ -35,6 +35,10 @@ type Driver interface {
 	// an incarnation that has no memory). On mismatch nothing is written and
 	// KindChanged is returned: the world changed under the host (rollback,
 	// deletion, clone). It returns the identity of what was written.
+	//
+	// After `hanok datastore repair` the slot says so and any writer is
+	// accepted, whatever it knows; if the claim itself was lost, KindMissing is
+	// returned: call ClaimSlot again and go on with the index it returns.
 	WriteSlot(index int, known []string, next model.Slot) (model.SlotIdentity, error)
 
 	// SlotIdentityOf returns the identity that WriteSlot will return for next,
@@ -48,12 +52,17 @@ type Driver interface {
 	// ReadSlot returns one host's slot; KindMissing if it claimed none.
 	ReadSlot(host model.HostID) (model.SlotReading, error)
 
-	// CreateLock makes a lock with a first record `released` (created). An
-	// existing lock is left as it is and is no error.
+	// CreateLock makes a lock with a first record `released` (created), by
+	// FirstRecord: its epoch is by.Epoch if that is higher than the first one
+	// of this generation of the datastore (1 on one that was never repaired).
+	// An existing lock is left as it is and is no error.
 	CreateLock(lock model.LockID, by model.LockRecord) error
 
 	// Highest returns the record with the highest epoch, from a fresh listing.
-	// KindMissing if the lock does not exist: unknown, never free.
+	// KindMissing if the lock does not exist, KindCorrupt (or Short, Torn,
+	// Foreign, Future) if its highest record cannot be understood, KindChanged
+	// if it is lower than one that this driver has seen before: all unknown,
+	// never free.
 	Highest(lock model.LockID) (model.LockRecord, error)
 
 	// Link publishes rec as record rec.Epoch: writes and syncs a temporary
@@ -83,4 +92,7 @@ type Header struct {
 	Cluster string            `json:"cluster"`
 	Format  int               `json:"format"`
 	Slots   int               `json:"slots"`
+	// Generation is 1 from Initialise on and grows with each Repair that had
+	// to begin anew; see Header.FirstEpoch.
+	Generation uint64 `json:"generation"`
 }

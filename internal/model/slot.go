@@ -56,7 +56,29 @@ type SlotReading struct {
 	Host     HostID
 	Identity SlotIdentity
 	// Valid tells whether the content carries a correct checksum; Slot is zero
-	// otherwise.
-	Valid bool
-	Slot  Slot
+	// otherwise, and Damage says what was found instead.
+	Valid  bool
+	Slot   Slot
+	Damage SlotDamage
 }
+
+// SlotDamage says why a slot's content is not a valid heartbeat; empty for a
+// valid one.
+type SlotDamage string
+
+// What is found in slots besides valid heartbeats. None of it proves that the
+// host is dead or alive: only that the raw bytes stopped changing does.
+const (
+	// SlotEmpty: never written.
+	SlotEmpty SlotDamage = "empty"
+	// SlotTorn: a write reached the storage in part.
+	SlotTorn SlotDamage = "torn"
+	// SlotCorrupt: wrong checksum or impossible content.
+	SlotCorrupt SlotDamage = "corrupt"
+	// SlotForeign: the heartbeat of another host, or no heartbeat at all.
+	SlotForeign SlotDamage = "foreign"
+	// SlotFuture: written in a newer format.
+	SlotFuture SlotDamage = "future"
+	// SlotRepaired: reset by `hanok datastore repair`, not written since.
+	SlotRepaired SlotDamage = "repaired"
+)
