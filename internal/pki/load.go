@@ -1,0 +1,198 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// newSerial draws a positive serial number of at most 127 bits.
+func newSerial() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	return n.Add(n, big.NewInt(1)), nil
+}
+
+// maxFile bounds what is read of a key or certificate file.
+const maxFile = 64 << 10
+
+// Credentials are a host's identity and what it needs to prove it and to check
+// others. Immutable; safe for concurrent use.
+type Credentials struct {
+	// Identity is whom the certificate speaks for.
+	Identity Identity
+	// Expires is the end of the certificate's validity, or of the authority's
+	// when that is earlier.
+	Expires time.Time
+
+	cert tls.Certificate
+	ca   *x509.CertPool
+}
+
+// Load reads ca.crt, host.crt and host.key of a host (paths.PKIDir) and checks
+// that they belong together. An expired certificate loads, so that the daemon
+// starts and can say so: see [Credentials.Check].
+func Load(dir string) (*Credentials, error) {
+	fail := func(err error) (*Credentials, error) {
+		return nil, fmt.Errorf("host certificate in %s: %w", dir, err)
+	}
+	ca, err := readCert(filepath.Join(dir, CACert))
+	if err != nil {
+		return fail(err)
+	}
+	leaf, err := readCert(filepath.Join(dir, HostCert))
+	if err != nil {
+		return fail(err)
+	}
+	key, err := readKey(filepath.Join(dir, HostKey))
+	if err != nil {
+		return fail(err)
+	}
+	if !key.PublicKey.Equal(leaf.PublicKey) {
+		return fail(fmt.Errorf("%s does not belong to %s; copy both from one `hanok pki issue`", HostKey, HostCert))
+	}
+	if !ca.IsCA {
+		return fail(fmt.Errorf("%s is no CA certificate", CACert))
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	c := &Credentials{ca: pool, Expires: leaf.NotAfter,
+		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}}
+	if ca.NotAfter.Before(c.Expires) {
+		c.Expires = ca.NotAfter
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if c.Identity, err = verify(pool, []*x509.Certificate{leaf}, usage, c.Expires); err != nil {
+			return fail(err)
+		}
+	}
+	return c, nil
+}
+
+// Check reports whether the certificate is expired at now.
+func (c *Credentials) Check(now time.Time) error {
+	if now.After(c.Expires) {
+		return refuse(ReasonExpired, "this host's certificate expired at %s and its clock says %s; issue a new one with `hanok pki issue --force`",
+			c.Expires.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// ServerTLS returns the configuration of a listener: TLS 1.3, the peer proves
+// an identity of this cluster, and member consents to it. The handshake's error
+// is or wraps [*Refused] when the peer's certificate is the cause.
+func (c *Credentials) ServerTLS(protocol string, member func(Identity) error) *tls.Config {
+	conf := c.base(protocol)
+	conf.ClientAuth = tls.RequireAnyClientCert // verified below, for one set of reasons
+	conf.SessionTicketsDisabled = true         // every session checks membership anew
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		return c.check(cs, x509.ExtKeyUsageClientAuth, protocol, member)
+	}
+	return conf
+}
+
+// ClientTLS returns the configuration of a dialler; the peer must prove the
+// identity that expect consents to. A server that refuses this host's own
+// certificate shows only at the first read.
+func (c *Credentials) ClientTLS(protocol string, expect func(Identity) error) *tls.Config {
+	conf := c.base(protocol)
+	conf.InsecureSkipVerify = true // names and addresses prove nothing; verified below
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		return c.check(cs, x509.ExtKeyUsageServerAuth, protocol, expect)
+	}
+	return conf
+}
+
+func (c *Credentials) base(protocol string) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{c.cert}, NextProtos: []string{protocol}}
+}
+
+func (c *Credentials) check(cs tls.ConnectionState, usage x509.ExtKeyUsage, protocol string, accept func(Identity) error) error {
+	id, err := verify(c.ca, cs.PeerCertificates, usage, time.Now())
+	if err != nil {
+		return err
+	}
+	if id.Cluster != c.Identity.Cluster {
+		return refuse(ReasonWrongCluster, "it is for cluster %q and this is %q", id.Cluster, c.Identity.Cluster)
+	}
+	// The same certificates serve libvirt: a connection made for libvirt must
+	// not be taken for one of ours.
+	if cs.NegotiatedProtocol != protocol {
+		return refuse(ReasonProtocol, "the peer speaks %q, not %q", cs.NegotiatedProtocol, protocol)
+	}
+	return accept(id)
+}
+
+// PeerIdentity returns whom a finished handshake identified.
+func PeerIdentity(cs tls.ConnectionState) (Identity, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return Identity{}, refuse(ReasonNoCertificate, "none was sent")
+	}
+	return identityOf(cs.PeerCertificates[0])
+}
+
+func readPEM(path, kind string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	block, rest := pem.Decode(data)
+	if len(data) > maxFile || block == nil || block.Type != kind {
+		return nil, fmt.Errorf("%s holds no PEM block %q", path, kind)
+	}
+	if extra, _ := pem.Decode(rest); extra != nil {
+		return nil, fmt.Errorf("%s holds more than one PEM block; keep one", path)
+	}
+	return block.Bytes, nil
+}
+
+func readCert(path string) (*x509.Certificate, error) {
+	der, err := readPEM(path, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return cert, nil
+}
+
+func readKey(path string) (*ecdsa.PrivateKey, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s has mode %04o: others than root can read the key; issue a new one, or chmod 0600 it if nobody did", path, st.Mode().Perm())
+	}
+	der, err := readPEM(path, "PRIVATE KEY")
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, errors.New(path + " holds no ECDSA key")
+	}
+	return key, nil
+}
