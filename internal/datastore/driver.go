@@ -38,7 +38,8 @@ type Driver interface {
 	//
 	// After `hanok datastore repair` the slot says so and any writer is
 	// accepted, whatever it knows; if the claim itself was lost, KindMissing is
-	// returned: call ClaimSlot again and go on with the index it returns.
+	// returned: call ClaimSlot again and go on with the index it returns and
+	// the same known.
 	WriteSlot(index int, known []string, next model.Slot) (model.SlotIdentity, error)
 
 	// SlotIdentityOf returns the identity that WriteSlot will return for next,

@@ -158,6 +158,8 @@ func kindOfErrno(err error) Kind {
 		return KindExists
 	case unix.ENOENT:
 		return KindMissing
+	case unix.ELOOP, unix.ENOTDIR, unix.EISDIR:
+		return KindCorrupt // something else was put in its place
 	case unix.EOPNOTSUPP, unix.ENOSYS:
 		return KindUnsupported
 	default:

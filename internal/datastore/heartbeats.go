@@ -19,15 +19,16 @@ type heartbeats struct {
 
 func (h *heartbeats) close() { _ = unix.Close(h.fd) }
 
-// openHeartbeats opens the file for in-place access and verifies block 0. A
-// file system that refuses O_DIRECT, on open or on the first read, is accessed
-// with O_SYNC and without trusting cached pages for longer than a read.
-func (p *Posix) openHeartbeats(r *root) (*heartbeats, error) {
+// openHeartbeats opens the file with mode O_RDONLY or O_RDWR for in-place
+// access and verifies block 0. A file system that refuses O_DIRECT, on open or
+// on the first read, is accessed with O_SYNC and without trusting cached pages
+// for longer than a read.
+func (p *Posix) openHeartbeats(r *root, mode int) (*heartbeats, error) {
 	buffered := p.buffered.Load() == 2
-	hb, err := openHeartbeatsAs(r, buffered)
+	hb, err := openHeartbeatsAs(r, mode, buffered)
 	if !buffered && errors.Is(err, unix.EINVAL) {
 		buffered = true
-		hb, err = openHeartbeatsAs(r, buffered)
+		hb, err = openHeartbeatsAs(r, mode, buffered)
 	}
 	if err != nil {
 		if kindOfErrno(err) == KindMissing {
@@ -45,12 +46,12 @@ func (p *Posix) openHeartbeats(r *root) (*heartbeats, error) {
 	return hb, nil
 }
 
-func openHeartbeatsAs(r *root, buffered bool) (*heartbeats, error) {
-	flags := unix.O_RDWR | unix.O_DIRECT | unix.O_DSYNC
+func openHeartbeatsAs(r *root, mode int, buffered bool) (*heartbeats, error) {
+	flags := unix.O_DIRECT | unix.O_DSYNC
 	if buffered {
-		flags = unix.O_RDWR | unix.O_SYNC
+		flags = unix.O_SYNC
 	}
-	fd, err := openAt(r.fd, nameHeartbeats, flags, 0)
+	fd, err := openAt(r.fd, nameHeartbeats, mode|flags, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -59,11 +60,25 @@ func openHeartbeatsAs(r *root, buffered bool) (*heartbeats, error) {
 	if err == nil {
 		err = checkFileBlock(block, r.header)
 	}
+	if err == nil {
+		err = hb.checkSize(r.header)
+	}
 	if err != nil {
 		hb.close()
 		return nil, err
 	}
 	return hb, nil
+}
+
+func (h *heartbeats) checkSize(header Header) error {
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstat(h.fd, &st) }); err != nil {
+		return err
+	}
+	if want := int64(header.Slots+1) * SlotSize; st.Size < want {
+		return faultf(KindShort, "the heartbeats file has %d of %d bytes", st.Size, want).advise(repairRemedy)
+	}
+	return nil
 }
 
 // read returns n blocks from block first on.
@@ -127,7 +142,7 @@ func (p *Posix) writeSlot(index int, known []string, next model.Slot) (model.Slo
 	if index < 0 || index >= r.header.Slots {
 		return model.SlotIdentity{}, faultf(KindInvalid, "the datastore has slots 0 to %d", r.header.Slots-1)
 	}
-	hb, err := p.openHeartbeats(r)
+	hb, err := p.openHeartbeats(r, unix.O_RDWR)
 	if err != nil {
 		return model.SlotIdentity{}, err
 	}
@@ -185,7 +200,7 @@ func (p *Posix) readSlots(host model.HostID) ([]model.SlotReading, error) {
 	if err != nil {
 		return nil, err
 	}
-	hb, err := p.openHeartbeats(r)
+	hb, err := p.openHeartbeats(r, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

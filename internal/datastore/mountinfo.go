@@ -17,7 +17,7 @@ const maxMountinfo = 8 << 20
 // listing or a stale slot.
 func (p *Posix) locksAllowed(r *root) error {
 	if p.buffered.Load() == 0 {
-		hb, err := p.openHeartbeats(r) // tells whether O_DIRECT works
+		hb, err := p.openHeartbeats(r, unix.O_RDONLY) // tells whether O_DIRECT works
 		if err != nil {
 			return err
 		}

@@ -280,7 +280,7 @@ func (p *Posix) Check() (Header, error) {
 		return Header{}, wrap("check datastore", p.path, err)
 	}
 	defer r.close()
-	hb, err := p.openHeartbeats(r)
+	hb, err := p.openHeartbeats(r, unix.O_RDWR)
 	if err != nil {
 		return r.header, wrap("check datastore", p.path, err)
 	}
