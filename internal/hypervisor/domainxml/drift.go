@@ -29,7 +29,8 @@ func (d Difference) String() string {
 // Drift compares the definition stored on the datastore with libvirt's
 // current one. It ignores what Normalise removes, the order of elements with
 // different names, of attributes, of disks, interfaces and controllers, and
-// device addresses that only one side names.
+// device addresses that only one side names. Give it inactive definitions: in
+// that of a running domain the CPU and some defaults are written out.
 func Drift(stored, current []byte) ([]Difference, error) {
 	s, err := normalTree(stored)
 	if err != nil {
