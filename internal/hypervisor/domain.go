@@ -110,7 +110,7 @@ const (
 	// EventWatchdog: the guest's watchdog device fired.
 	EventWatchdog EventKind = "watchdog"
 	// EventDisconnected: the daemon is lost; Detail says how it was noticed.
-	// It comes once for each loss.
+	// It comes once for each loss, and if the first attempt to connect fails.
 	EventDisconnected EventKind = "disconnected"
 	// EventResync: the connection is new, or the reader was so slow that
 	// events were dropped. List again.
@@ -158,6 +158,6 @@ type DiskStats struct {
 type Connection struct {
 	// Up: the daemon answers.
 	Up bool
-	// Err says why not; nil if Up, or if nothing was tried yet.
+	// Err says why not; nil if and only if Up.
 	Err error
 }

@@ -47,7 +47,8 @@ type Driver interface {
 	SetAutostart(ctx context.Context, vm model.VMID, on bool) error
 
 	// StartPaused creates the domain's process with its processors stopped.
-	// Resume continues it. KindRunning if it is active.
+	// Resume continues it. KindRunning if it is active. It is always a cold
+	// boot: memory saved on this host earlier is discarded.
 	StartPaused(ctx context.Context, vm model.VMID) error
 	// Resume lets a paused domain's processors run.
 	Resume(ctx context.Context, vm model.VMID) error

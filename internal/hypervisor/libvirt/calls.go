@@ -16,7 +16,7 @@ import (
 // different domains are not of one instant.
 func (d *Driver) List(ctx context.Context) ([]hypervisor.Domain, error) {
 	var list []hypervisor.Domain
-	err := d.call(ctx, "list", "", d.cfg.CallTimeout, func(l *lv.Libvirt) error {
+	err := d.call(ctx, d.safe, "list", "", d.cfg.CallTimeout, func(l *lv.Libvirt) error {
 		all, _, err := l.ConnectListAllDomains(1, 0)
 		if err != nil {
 			return err
@@ -79,7 +79,7 @@ func (d *Driver) XML(ctx context.Context, vm model.VMID, inactive bool) (string,
 // Define implements hypervisor.Driver.
 func (d *Driver) Define(ctx context.Context, xml string) (model.VMID, error) {
 	var vm model.VMID
-	err := d.call(ctx, "define", "", d.cfg.CallTimeout, func(l *lv.Libvirt) error {
+	err := d.call(ctx, d.pool, "define", "", d.cfg.CallTimeout, func(l *lv.Libvirt) error {
 		dom, err := l.DomainDefineXMLFlags(xml, 0)
 		if err == nil {
 			vm = vmID(dom.UUID)
@@ -116,11 +116,12 @@ func (d *Driver) SetAutostart(ctx context.Context, vm model.VMID, on bool) error
 	})
 }
 
-// StartPaused implements hypervisor.Driver. A managed save image, if there
-// is one, is restored, as libvirt always does.
+// StartPaused implements hypervisor.Driver. A managed save image is thrown
+// away: libvirt would restore the memory of then over the disks of now, which
+// the VM may have written on another host since.
 func (d *Driver) StartPaused(ctx context.Context, vm model.VMID) error {
 	return d.callDomain(ctx, "start", vm, d.cfg.StartTimeout, func(l *lv.Libvirt, dom lv.Domain) error {
-		_, err := l.DomainCreateWithFlags(dom, uint32(lv.DomainStartPaused))
+		_, err := l.DomainCreateWithFlags(dom, uint32(lv.DomainStartPaused|lv.DomainStartForceBoot))
 		return err
 	})
 }

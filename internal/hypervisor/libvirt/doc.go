@@ -10,8 +10,9 @@
 //	control  one; carries events and, every Config.ProbeInterval, a call that
 //	         proves that libvirtd is alive. Its fate is the driver's
 //	         Connection(): while it is down, calls fail at once.
-//	calls    a pool; one connection for each call under way. A call that
-//	         misses its deadline costs its connection, and only that.
+//	calls    two pools, one of them for what no frozen VM can hold up; one
+//	         connection for each call under way. A call that misses its
+//	         deadline costs its connection, and only that.
 //	lanes    three, for disk counters. A call that hangs because its VM is
 //	         frozen keeps its lane until the VM thaws; so frozen VMs can
 //	         never occupy more than three of libvirtd's twenty workers.

@@ -77,7 +77,8 @@ var (
 type Driver struct {
 	cfg    Config
 	events *queue
-	pool   *pool
+	pool   *pool // for calls about one VM
+	safe   *pool // for calls that no frozen VM can hold up
 	lanes  *lanes
 
 	ctx    context.Context // ends with Close
@@ -100,7 +101,8 @@ func New(cfg Config) *Driver {
 	d := &Driver{
 		cfg: cfg, ctx: ctx, cancel: cancel, err: errNotYet,
 		events: newQueue(cfg.EventBuffer),
-		pool:   newPool(cfg.Socket, cfg.URI),
+		pool:   newPool(cfg.Socket, cfg.URI, maxCalls),
+		safe:   newPool(cfg.Socket, cfg.URI, maxSafe),
 		lanes:  newLanes(ctx, cfg.Socket, cfg.URI),
 	}
 	d.wg.Add(2)
@@ -111,11 +113,12 @@ func New(cfg Config) *Driver {
 
 // Close implements hypervisor.Driver.
 func (d *Driver) Close() error {
+	d.cancel()
 	d.mu.Lock()
 	d.up, d.err = false, errClosed
 	d.mu.Unlock()
-	d.cancel()
 	d.pool.close()
+	d.safe.close()
 	d.lanes.close()
 	d.wg.Wait()
 	return nil
@@ -208,11 +211,14 @@ func (d *Driver) probe(c *conn) error {
 // their own connections and deadlines.
 func (d *Driver) lost(err error) {
 	d.mu.Lock()
-	d.up, d.err = false, err
+	if d.ctx.Err() == nil {
+		d.up, d.err = false, err
+	}
 	told := d.told
 	d.told = true
 	d.mu.Unlock()
 	d.pool.dropIdle()
+	d.safe.dropIdle()
 	d.lanes.drop()
 	if !told {
 		d.events.push(hypervisor.Event{Kind: hypervisor.EventDisconnected, Detail: err.Error()})
@@ -234,18 +240,18 @@ func (d *Driver) limited(ctx context.Context, limit time.Duration) (context.Cont
 	return ctx, func() { stop(); cancel() }
 }
 
-// call runs fn on a connection of its own under a deadline.
-func (d *Driver) call(ctx context.Context, op string, vm model.VMID, limit time.Duration, fn func(*lv.Libvirt) error) error {
+// call runs fn on a connection of its own, of p, under a deadline.
+func (d *Driver) call(ctx context.Context, p *pool, op string, vm model.VMID, limit time.Duration, fn func(*lv.Libvirt) error) error {
 	if err := d.ready(op, vm); err != nil {
 		return err
 	}
 	ctx, cancel := d.limited(ctx, limit)
 	defer cancel()
-	c, err := d.pool.get(ctx)
+	c, err := p.get(ctx)
 	if err != nil {
 		return failure(op, vm, err)
 	}
-	defer d.pool.put(c)
+	defer p.put(c)
 	return failure(op, vm, c.do(ctx, fn))
 }
 
@@ -255,7 +261,7 @@ func (d *Driver) callDomain(ctx context.Context, op string, vm model.VMID, limit
 	if err != nil {
 		return &hypervisor.Error{Op: op, VM: vm, Kind: hypervisor.KindNoDomain, Text: err.Error(), Err: err}
 	}
-	return d.call(ctx, op, vm, limit, func(l *lv.Libvirt) error {
+	return d.call(ctx, d.pool, op, vm, limit, func(l *lv.Libvirt) error {
 		dom, err := l.DomainLookupByUUID(id)
 		if err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	lv "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
@@ -232,6 +233,27 @@ func TestLifeOfADomain(t *testing.T) {
 	r.kind(r.Kill(ctx, "not a uuid"), hypervisor.KindNoDomain, "UUID")
 }
 
+// Saved memory is older than the disks may be; it must not be restored.
+func TestSavedMemoryIsNotRestored(t *testing.T) {
+	r, ctx := newRig(t, Config{}), context.Background()
+	vm := r.define("saved", "")
+	r.start(vm)
+	mark := r.mark()
+	r.ok(r.callDomain(ctx, "save", vm, patience, func(l *lv.Libvirt, dom lv.Domain) error {
+		return l.DomainManagedSave(dom, 0)
+	}))
+	if e := r.awaitOf(mark, vm, hypervisor.EventStopped); e.Cause != hypervisor.StopSaved {
+		t.Errorf("event says %+v", e)
+	}
+	if d := r.get(vm); d.Cause != hypervisor.StopSaved {
+		t.Errorf("state says %+v", d)
+	}
+	r.ok(r.StartPaused(ctx, vm))
+	if e := r.awaitOf(mark, vm, hypervisor.EventStarted); e.Detail != "booted" {
+		t.Errorf("started by %+v", e)
+	}
+}
+
 // Why a domain stopped must be told by its event, and by its state for those
 // who missed the event.
 func TestStopCauses(t *testing.T) {
@@ -396,7 +418,7 @@ func TestLibvirtdHung(t *testing.T) {
 }
 
 func TestFrozenVMs(t *testing.T) {
-	r, ctx := newRig(t, Config{CallTimeout: 2 * time.Second}), context.Background()
+	r, ctx := newRig(t, Config{CallTimeout: 2500 * time.Millisecond}), context.Background()
 	_, disk := r.disk()
 	cold, warm := r.define("cold", "<memballoon model='virtio'/>"), r.define("warm", disk)
 	r.start(cold)
@@ -457,10 +479,17 @@ func TestFrozenVMs(t *testing.T) {
 	})
 	quick("List again", time.Second, func() { r.get(cold) })
 	began := time.Now()
+	var hung sync.WaitGroup
+	for range maxCalls {
+		hung.Go(func() { r.Resume(ctx, cold) })
+	}
+	poll(t, "all connections to be in use", func() bool { return len(r.pool.slots) == maxCalls })
+	quick("List beside hung calls", time.Second, func() { r.get(cold) })
 	r.kind(r.Resume(ctx, cold), hypervisor.KindTimeout, "")
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("a call that hangs on a frozen VM took %v", took)
 	}
+	hung.Wait()
 
 	thaw()
 	poll(t, "statistics after the thaw", func() bool { c, _ := stats(nil); return c.NoDisks == "" })

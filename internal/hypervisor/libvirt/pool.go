@@ -5,10 +5,11 @@ import (
 	"sync"
 )
 
-// Sizes of the pool: calls under way at once, below libvirtd's twenty
-// workers with room for lanes and others; connections kept for the next call.
+// Sizes of the pools: calls under way at once, with the lanes below
+// libvirtd's twenty workers; connections kept for the next call.
 const (
 	maxCalls = 12
+	maxSafe  = 4
 	maxIdle  = 4
 )
 
@@ -22,8 +23,8 @@ type pool struct {
 	closed bool
 }
 
-func newPool(socket, uri string) *pool {
-	return &pool{socket: socket, uri: uri, slots: make(chan struct{}, maxCalls)}
+func newPool(socket, uri string, size int) *pool {
+	return &pool{socket: socket, uri: uri, slots: make(chan struct{}, size)}
 }
 
 // get waits for a free slot and lends a connection; give it back with put.

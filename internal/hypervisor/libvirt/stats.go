@@ -30,7 +30,7 @@ func (d *Driver) Stats(ctx context.Context, frozen func(model.VMID) bool) ([]hyp
 	defer cancel()
 	var stats []hypervisor.Stats
 	var doms []lv.Domain
-	err := d.call(ctx, "read statistics", "", d.cfg.CallTimeout, func(l *lv.Libvirt) error {
+	err := d.call(ctx, d.safe, "read statistics", "", d.cfg.CallTimeout, func(l *lv.Libvirt) error {
 		active, _, err := l.ConnectListAllDomains(1, lv.ConnectListDomainsActive)
 		if err != nil {
 			return err
