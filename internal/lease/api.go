@@ -153,6 +153,9 @@ type HookRequest struct {
 	Disks        []string `json:"disks"`
 	// Migration is set for an incoming migration.
 	Migration bool `json:"migration,omitempty"`
+	// Daemon is the process id of the libvirt daemon that runs the hook; the
+	// canary's proof ends with it.
+	Daemon int `json:"daemon,omitempty"`
 }
 
 // Code classifies a Reply for callers.

@@ -1,0 +1,128 @@
+package lease
+
+import (
+	"slices"
+	"time"
+
+	"hanok.dev/hanok/internal/model"
+)
+
+// Saved is what a guard leaves for its successor within one boot (guard rule
+// 4). Times are of the same clock.
+type Saved struct {
+	Host        model.HostID  `json:"host"`
+	Boot        model.BootID  `json:"boot"`
+	Incarnation uint64        `json:"incarnation"`
+	Agent       uint64        `json:"agentSequence"`
+	Stores      []SavedStore  `json:"datastores"`
+	VMs         []SavedVM     `json:"vms"`
+	Orphans     []SavedOrphan `json:"orphans"`
+}
+
+// SavedStore is a datastore's lease and slot.
+type SavedStore struct {
+	Name     model.DatastoreName `json:"name"`
+	HasS     bool                `json:"hasS"`
+	S        time.Duration       `json:"s"`
+	Lease    time.Duration       `json:"lease"`
+	Sequence uint64              `json:"sequence"`
+	// Known are the digests that the slot may have.
+	Known     []string      `json:"known"`
+	Changed   bool          `json:"changed,omitempty"`
+	ChangedAt time.Duration `json:"changedAt,omitempty"`
+	ListTerm  model.Term    `json:"listTerm,omitempty"`
+	ListNonce string        `json:"listNonce,omitempty"`
+	// ListCleanup: the list's lock may have to be released.
+	ListCleanup bool `json:"listCleanup,omitempty"`
+}
+
+// SavedVM is a VM whose lock is held or suspect.
+type SavedVM struct {
+	Spec    ManagedVM   `json:"spec"`
+	Epoch   model.Epoch `json:"epoch"`
+	Nonce   string      `json:"nonce"`
+	Suspect bool        `json:"suspect,omitempty"`
+	Hook    bool        `json:"hookGrant,omitempty"`
+	// HookAt is when the hook permitted a start.
+	HookAt time.Duration `json:"hookAt,omitempty"`
+}
+
+// SavedOrphan is a claim whose outcome is not known.
+type SavedOrphan struct {
+	Datastore model.DatastoreName `json:"datastore"`
+	Record    model.LockRecord    `json:"record"`
+}
+
+// Saved returns what a successor needs.
+func (m *Machine) Saved() Saved {
+	out := Saved{Host: m.cfg.Host, Boot: m.cfg.Boot, Incarnation: m.incN, Agent: m.agent.sequence}
+	for _, s := range m.stores {
+		o := SavedStore{Name: s.cfg.Name, HasS: s.hasS, S: s.s, Lease: s.lease, Sequence: s.sequence,
+			Known: slices.Clone(s.known), Changed: s.changed, ChangedAt: s.changedAt, ListCleanup: s.list.cleanup}
+		if s.list.held {
+			o.ListTerm, o.ListNonce = s.list.term, s.list.nonce
+		}
+		out.Stores = append(out.Stores, o)
+	}
+	for _, v := range m.order {
+		if v.lock == lockHeld || v.lock == lockSuspect || v.lock == lockLost {
+			out.VMs = append(out.VMs, SavedVM{Spec: v.spec, Epoch: v.epoch, Nonce: v.nonce,
+				Suspect: v.lock != lockHeld, Hook: v.grant == grantHook, HookAt: v.grantAt})
+		}
+	}
+	for i := range m.orphans {
+		out.Orphans = append(out.Orphans, SavedOrphan{Datastore: m.orphans[i].key.ds, Record: m.orphans[i].rec})
+	}
+	for _, c := range m.chains {
+		// A claim in flight is an orphan for a successor.
+		if (c.stage == stageLink || c.stage == stageAgain) && c.rec.State == model.LockHeld {
+			out.Orphans = append(out.Orphans, SavedOrphan{Datastore: c.key.ds, Record: c.rec})
+		}
+	}
+	return out
+}
+
+// restore takes over from a predecessor. All locks of VMs are suspect until
+// the lease is known to hold; the first Step freezes what is.
+func (m *Machine) restore(saved *Saved) {
+	m.incN = saved.Incarnation
+	m.agent.sequence = saved.Agent
+	for _, o := range saved.Stores {
+		s := m.store(o.Name)
+		if s == nil {
+			s = &store{cfg: DatastoreConfig{Name: o.Name, Fence: model.FenceNone}}
+			m.stores = append(m.stores, s)
+		}
+		s.hasS, s.s, s.lease, s.sequence = o.HasS, o.S, o.Lease, o.Sequence
+		s.known = slices.Clone(o.Known)
+		// A write of the predecessor may still be on its way.
+		s.late = slices.Clone(o.Known)
+		s.changed, s.changedAt = o.Changed, o.ChangedAt
+		s.leased = o.HasS && !o.Changed
+		switch {
+		case o.ListTerm != 0 && s.leased:
+			s.list = listState{held: true, term: o.ListTerm, nonce: o.ListNonce}
+		default:
+			s.list = listState{cleanup: o.ListTerm != 0 || o.ListCleanup}
+		}
+	}
+	for _, o := range saved.VMs {
+		v := m.addVM(o.Spec)
+		v.epoch, v.nonce, v.lock = o.Epoch, o.Nonce, lockHeld
+		if o.Hook {
+			v.grant, v.grantAt = grantHook, o.HookAt
+		}
+		if s := m.store(v.spec.Home); o.Suspect || s == nil || !s.leased {
+			v.lock, v.reason = lockSuspect, "the lease ended before the guard started"
+			m.pendingFreeze = append(m.pendingFreeze, v.id)
+		}
+	}
+	for _, o := range saved.Orphans {
+		if len(m.orphans) < maxOrphans {
+			m.orphans = append(m.orphans, orphan{key: lockKey{o.Datastore, o.Record.Lock}, rec: o.Record,
+				pause: retryPause})
+		}
+	}
+	// The agent gets the time of its silence to come back.
+	m.agent.restored = true
+}
