@@ -22,6 +22,13 @@ type Heartbeat struct {
 	ConfigVersion uint64 `json:"v"`
 	// Start identifies the life of the sender's agent.
 	Start uint64 `json:"s"`
+	// Hears, from a primary: it heard the receiver lately. A secondary that
+	// reads false for a while sends over its next network.
+	Hears bool `json:"h,omitempty"`
+	// Watch, from a primary: the receiver is one of the next two ranks and
+	// reads all slots all the time, so that it knows their ages if it takes
+	// over.
+	Watch bool `json:"w,omitempty"`
 }
 
 // BeatKind is the kind of a heartbeat.
@@ -88,6 +95,9 @@ type LocalVM struct {
 // manages, for every guard and hook of the cluster.
 type Welcome struct {
 	Managed []lease.ManagedVM `json:"managed"`
+	// Unknown are the datastores whose lists the primary has not been able to
+	// read: the receiver keeps what it knows of VMs at home there.
+	Unknown []model.DatastoreName `json:"unknown,omitempty"`
 }
 
 // Command is an order of the primary. It is carried out once, and only under

@@ -1,0 +1,451 @@
+package fdm
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/placement"
+)
+
+// order is a command on its way: from its placement until its target says that
+// the VM runs, is gone, or that it failed.
+type order struct {
+	id      string
+	v       *vm
+	host    *member
+	cmd     Command
+	kind    CommandKind
+	counted bool
+	sent    bool
+	stage   Stage
+	epoch   model.Epoch // won by the target
+	heardAt time.Duration
+	repeats int
+	over    bool // only the guest's sign of life is awaited
+}
+
+// placeReady places the VMs that are ready, in order, within the limits.
+func (m *Machine) placeReady() {
+	if len(m.ready) == 0 {
+		return
+	}
+	list := m.sortVMs(m.ready)
+	clear(m.ready)
+	if !m.gatherDone {
+		for _, v := range list {
+			m.queue(v, "waiting for the members to gather after a start of the whole cluster")
+		}
+		return
+	}
+	hosts := m.candidates()
+	for _, v := range list {
+		m.place(v, hosts)
+	}
+}
+
+// queue keeps v waiting for an input to change.
+func (m *Machine) queue(v *vm, why string) {
+	v.reason = why
+	m.waiting[v.p.ID] = v
+	m.viewDue = true
+}
+
+// candidates is what placement knows of the members now.
+func (m *Machine) candidates() []placement.Host {
+	hosts := make([]placement.Host, 0, len(m.order))
+	for _, h := range m.order {
+		p := placement.Host{Name: h.name, Memory: h.conf.Memory, Used: h.used + h.orderMem, Starting: len(h.orders), Limit: m.perHost(), Unfit: m.unfit(h)}
+		if r := h.report; r != nil {
+			if r.Memory > 0 {
+				p.Memory = r.Memory
+			}
+			for _, d := range r.Datastores {
+				if d.OK {
+					p.Datastores = append(p.Datastores, d.Name)
+				}
+			}
+		}
+		hosts = append(hosts, p)
+	}
+	return hosts
+}
+
+// unfit is why a host takes no VM at all; "" if it may.
+func (m *Machine) unfit(h *member) string {
+	switch {
+	case h.failed || h.suspect:
+		return fmt.Sprintf("it is %s", h.state)
+	case h.conf.Maintenance:
+		return "it is in maintenance"
+	case h.report == nil:
+		return "it has not reported to the primary yet"
+	case !h.report.GuardUp:
+		return "its guard does not answer"
+	case !h.report.HypervisorUp:
+		return "its libvirt does not answer"
+	}
+	return ""
+}
+
+func (m *Machine) place(v *vm, hosts []placement.Host) {
+	in := v.want
+	tried := map[model.HostID]int{}
+	if v.p.Down != nil {
+		for _, h := range v.p.Down.Hosts {
+			tried[h]++
+		}
+	}
+	var fitting []placement.Host
+	for _, h := range hosts {
+		h.Failed = tried[h.Name]
+		if in.only != "" && h.Name != in.only && h.Unfit == "" {
+			h.Unfit = fmt.Sprintf("%s holds the lock", in.only)
+		}
+		fitting = append(fitting, h)
+	}
+	what := placement.VM{Name: v.p.Name, Memory: v.p.Memory, Datastores: v.p.Datastores}
+	if len(what.Datastores) == 0 {
+		what.Datastores = []model.DatastoreName{v.st.name}
+	}
+	var target model.HostID
+	if in.prefer != "" && tried[in.prefer] == 0 {
+		for _, h := range fitting {
+			if h.Name == in.prefer {
+				target, _, _ = placement.Place(what, []placement.Host{h})
+			}
+		}
+	}
+	if target == "" {
+		var refusals []placement.Refusal
+		var busy bool
+		target, refusals, busy = placement.Place(what, fitting)
+		if target == "" {
+			m.unplaced(v, refusals, busy)
+			return
+		}
+	}
+	for i := range hosts {
+		if hosts[i].Name == target {
+			hosts[i].Used += v.p.Memory
+			hosts[i].Starting++
+		}
+	}
+	m.startOn(v, m.members[target])
+}
+
+func (m *Machine) unplaced(v *vm, refusals []placement.Refusal, busy bool) {
+	if busy {
+		m.queue(v, "waiting for starts that are under way")
+		return
+	}
+	parts := make([]string, 0, len(refusals))
+	for _, r := range refusals {
+		parts = append(parts, fmt.Sprintf("%s: %s", r.Host, r.Reason))
+	}
+	m.queue(v, "")
+	m.standingReason(v, "no host can take it: "+strings.Join(parts, "; "))
+	m.recheck(v, m.cfg.Probe)
+}
+
+// startOn orders h to start v. The attempt is recorded before the command
+// leaves.
+func (m *Machine) startOn(v *vm, h *member) {
+	d := v.p.Down
+	o := m.newOrder(v, h, CommandStart, v.want.epoch)
+	o.cmd.Takeover, o.cmd.Failover = v.want.takeover, d.Failover
+	if d.Attempts < m.maxRestarts() {
+		d.Attempts++
+		o.counted = true
+	}
+	d.Hosts = append(d.Hosts[:len(d.Hosts):len(d.Hosts)], h.name)
+	if len(d.Hosts) > keptHosts {
+		d.Hosts = d.Hosts[len(d.Hosts)-keptHosts:]
+	}
+	v.triedAt = m.now
+	delete(m.waiting, v.p.ID)
+	m.saveThen(v, func() { m.send(o) })
+}
+
+func (m *Machine) newOrder(v *vm, h *member, kind CommandKind, epoch model.Epoch) *order {
+	m.orderSeq++
+	o := &order{id: fmt.Sprintf("%s-%d-%d", m.cfg.Self, m.cfg.Start, m.orderSeq), v: v, host: h, kind: kind, heardAt: m.now}
+	o.cmd = Command{ID: o.id, Kind: kind, Term: v.st.list.term, Epoch: epoch, Expires: commandExpires}
+	m.orders[o.id], v.order = o, o
+	h.orders[o.id] = o
+	if kind == CommandStart {
+		h.orderMem += v.p.Memory
+	}
+	m.viewDue = true
+	return o
+}
+
+// send lets a command leave, if all that it rests on still holds.
+func (m *Machine) send(o *order) {
+	v := o.v
+	if m.orders[o.id] != o || v.order != o {
+		return
+	}
+	if v.st.list.phase != listOwned || v.st.list.term != o.cmd.Term {
+		m.dropOrder(o, "the term of the protected list changed")
+		return
+	}
+	if why := m.unfit(o.host); why != "" && o.kind == CommandStart {
+		m.dropOrder(o, fmt.Sprintf("%s cannot take it any more: %s", o.host.name, why))
+		return
+	}
+	o.cmd.VM = m.record(v)
+	o.sent, o.heardAt = true, m.now
+	if o.kind == CommandStart {
+		m.emit(event.Event{Kind: event.StartIssued, VM: v.p.Name, Host: o.host.name, Datastore: v.st.name, Failover: o.cmd.Failover,
+			Text:     fmt.Sprintf("%s is to start on %s", v.p.Name, o.host.name),
+			Cause:    v.p.Down.Cause,
+			Evidence: map[string]string{"command": o.id, "term": fmt.Sprint(o.cmd.Term), "epoch": fmt.Sprint(o.cmd.Epoch), "attempt": fmt.Sprint(v.p.Down.Attempts)}})
+	}
+	m.transmit(o)
+	m.watchOrder(o)
+}
+
+func (m *Machine) transmit(o *order) {
+	if o.host.self {
+		m.onCommand(m.cfg.Self, o.cmd)
+		return
+	}
+	cmd := o.cmd
+	m.do(SendMessage{To: o.host.name, Message: Message{Command: &cmd}})
+}
+
+// repeatOrders sends again what h may have missed; it answers what it knows.
+func (m *Machine) repeatOrders(h *member) {
+	for _, id := range sortedKeys(h.orders) {
+		if o := h.orders[id]; o.sent {
+			m.transmit(o)
+		}
+	}
+}
+
+// watchOrder repeats a command that shows no progress, and then gives it up:
+// the lock record tells what became of it.
+func (m *Machine) watchOrder(o *order) {
+	m.after(commandSilence, func() {
+		if m.orders[o.id] != o || o.over {
+			return
+		}
+		limit := commandSilence
+		if o.kind == CommandShutdown {
+			limit += m.cfg.StopLimit
+		}
+		switch {
+		case m.now-o.heardAt < limit:
+		case o.repeats == 0:
+			o.repeats++
+			m.transmit(o)
+		default:
+			m.dropOrder(o, fmt.Sprintf("%s does not say how the command stands", o.host.name))
+			return
+		}
+		m.watchOrder(o)
+	})
+}
+
+// endOrder takes an order off its host's account.
+func (m *Machine) endOrder(o *order) {
+	if o.host.orders[o.id] == o {
+		delete(o.host.orders, o.id)
+		if o.kind == CommandStart {
+			o.host.orderMem -= o.v.p.Memory
+		}
+	}
+	if o.v.order == o {
+		o.v.order = nil
+	}
+	m.viewDue = true
+}
+
+// dropOrder gives an order up; its VM is looked at anew, by its lock.
+func (m *Machine) dropOrder(o *order, why string) {
+	delete(m.orders, o.id)
+	wasOpen := o.v.order == o
+	m.endOrder(o)
+	v := o.v
+	if !wasOpen || m.vms[v.p.ID] != v {
+		return
+	}
+	if o.counted && v.p.Down != nil && v.p.Down.Attempts > 0 {
+		v.p.Down.Attempts--
+	}
+	v.lockKnown = false
+	if o.kind != CommandStart {
+		m.answerStop(v, AdminReply{Text: fmt.Sprintf("%s: %s", v.p.Name, why)})
+	}
+	v.reason = why
+	m.rediscover(v)
+	m.wake(v, time.Millisecond)
+	m.poke("a start ended")
+}
+
+// rediscover looks whether any host reports v as running.
+func (m *Machine) rediscover(v *vm) {
+	for _, h := range m.order {
+		if lv, ok := h.active[v.p.ID]; ok && !h.failed {
+			m.setRunning(v, h, lv)
+		}
+	}
+}
+
+func (m *Machine) onProgress(h *member, p Progress) {
+	o := m.orders[p.Command]
+	if m.role != rolePrimary || o == nil || o.host != h || o.v.p.ID != p.VM {
+		return
+	}
+	o.heardAt = m.now
+	v := o.v
+	if p.Epoch > 0 {
+		o.epoch = p.Epoch
+	}
+	again := o.stage == p.Stage
+	o.stage = p.Stage
+	ev := event.Event{VM: v.p.Name, Host: h.name, Datastore: v.st.name, Failover: o.cmd.Failover,
+		Evidence: map[string]string{"command": o.id, "epoch": fmt.Sprint(o.epoch), "after": seconds(p.After)}}
+	switch p.Stage {
+	case StageLocked:
+		if !again && o.kind == CommandStart {
+			ev.Kind, ev.Text = event.LockTaken, fmt.Sprintf("%s has the lock of %s (epoch %d)", h.name, v.p.Name, o.epoch)
+			m.emit(ev)
+		}
+	case StageRunning:
+		if o.over {
+			break
+		}
+		o.over = true
+		m.endOrder(o)
+		ev.Kind, ev.Text = event.DomainRunning, fmt.Sprintf("%s runs on %s", v.p.Name, h.name)
+		m.emit(ev)
+		m.setRunning(v, h, LocalVM{ID: v.p.ID, Name: v.p.Name, Managed: true, Active: true, Epoch: o.epoch, Phase: lease.PhaseRunning, Memory: v.p.Memory, CPUs: v.p.CPUs})
+		m.assumeActive(h, v)
+		m.poke("a start ended")
+	case StageAlive:
+		if o.over {
+			ev.Kind, ev.Text = event.GuestAlive, fmt.Sprintf("the guest of %s answers", v.p.Name)
+			m.emit(ev)
+			if v.running && v.host == h {
+				v.local.Alive = true
+				m.viewDue = true
+			}
+		}
+	case StageGone:
+		m.gone(o, p)
+	case StageFailed:
+		m.orderFailed(o, p)
+	}
+	if p.Done {
+		delete(m.orders, o.id)
+	}
+}
+
+// assumeActive counts a VM on its host until the host's next report does.
+func (m *Machine) assumeActive(h *member, v *vm) {
+	if _, ok := h.active[v.p.ID]; !ok {
+		h.used += v.p.Memory
+	}
+	h.active[v.p.ID] = v.local
+}
+
+// gone: a VM was stopped as asked.
+func (m *Machine) gone(o *order, p Progress) {
+	v := o.v
+	m.endOrder(o)
+	v.running, v.local = false, LocalVM{}
+	if _, ok := o.host.active[v.p.ID]; ok {
+		delete(o.host.active, v.p.ID)
+		o.host.used -= v.p.Memory
+	}
+	if p.Epoch > v.p.LastEpoch {
+		v.p.LastEpoch = p.Epoch
+	}
+	m.setHost(v, nil)
+	v.lockKnown = false
+	m.save(v)
+	m.emit(event.Event{Kind: event.VMDown, VM: v.p.Name, Host: o.host.name, Text: fmt.Sprintf("%s is stopped, as asked", v.p.Name)})
+	m.answerStop(v, AdminReply{OK: true, Text: fmt.Sprintf("%s is stopped", v.p.Name)})
+	m.showProtection(v)
+	m.evaluate(v)
+	m.poke(pokeMemory)
+}
+
+// orderFailed decides when a failed start is tried again.
+func (m *Machine) orderFailed(o *order, p Progress) {
+	v := o.v
+	delete(m.orders, o.id)
+	m.endOrder(o)
+	v.lockKnown = false
+	if o.kind != CommandStart {
+		m.emit(event.Event{Kind: event.Refused, Severity: event.Warning, VM: v.p.Name, Host: o.host.name, Text: fmt.Sprintf("%s was not stopped", v.p.Name), Cause: p.Text})
+		m.answerStop(v, AdminReply{Text: fmt.Sprintf("%s was not stopped on %s: %s", v.p.Name, o.host.name, p.Text)})
+		m.rediscover(v)
+		m.evaluate(v)
+		return
+	}
+	if v.p.Down == nil {
+		m.evaluate(v)
+		return
+	}
+	pause, counted := failurePause(p.Code)
+	if !counted && o.counted && v.p.Down.Attempts > 0 {
+		v.p.Down.Attempts--
+	}
+	why := fmt.Sprintf("%s on %s: %s", p.Code, o.host.name, p.Text)
+	known := v.fault == p.Code && v.standing
+	v.fault = p.Code
+	if p.Code == string(lease.CodeNotArmed) {
+		m.waitFence(v, fmt.Sprintf("%s; waiting for proof that the owner is dead: power it off and on again, or `hanok lock release --force`, or set `unfenced: accept` for %s", why, v.st.name))
+		v.nextTry = m.now + pause
+		return
+	}
+	if counted {
+		if !known {
+			m.emit(event.Event{Kind: event.RestartFailed, Severity: event.Warning, VM: v.p.Name, Host: o.host.name, Datastore: v.st.name, Failover: v.p.Down.Failover,
+				Text: fmt.Sprintf("%s did not start on %s (attempt %d of %d)", v.p.Name, o.host.name, v.p.Down.Attempts, m.maxRestarts()), Cause: p.Text,
+				Evidence: map[string]string{"code": p.Code, "command": o.id, "after": seconds(p.After)}})
+		}
+		pause = m.backoff(v.p.Down.Attempts)
+	}
+	if counted && v.p.Down.Attempts >= m.maxRestarts() {
+		v.standing, pause = true, m.cfg.Probe
+		m.waiting[v.p.ID] = v
+		m.standingReason(v, fmt.Sprintf("%d attempts failed, the last with %s", v.p.Down.Attempts, why))
+		m.leaveFailover(v)
+	} else {
+		m.answerStart(v, AdminReply{Text: fmt.Sprintf("%s did not start: %s; it is tried again in %s", v.p.Name, why, seconds(pause))})
+	}
+	reason := v.reason
+	if !v.standing {
+		reason = why
+	}
+	m.postpone(v, pause, reason)
+	m.save(v)
+	m.poke("a start ended")
+}
+
+// backoff is the pause after so many failed attempts: 2, 4, 8, 16 s.
+func (m *Machine) backoff(attempts int) time.Duration {
+	return retryBase << min(max(attempts-1, 0), 5)
+}
+
+// failurePause says how long to wait after a failure, and whether it counts as
+// an attempt.
+func failurePause(code string) (pause time.Duration, counted bool) {
+	switch code {
+	case string(FaultImageLocked), string(lease.CodeBusy), string(lease.CodeOwnerAlive), string(lease.CodeNoLease),
+		string(lease.CodeShuttingDown), string(lease.CodeTimeout), codeBusyHost, codeStaleTerm, codeExpired:
+		return transientPause, false
+	case string(lease.CodeEpochMoved), string(lease.CodeHeldByOther):
+		return transientPause / 2, false
+	case string(lease.CodeNotArmed):
+		return fencePause, false
+	}
+	return 0, true
+}

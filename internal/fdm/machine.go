@@ -1,0 +1,340 @@
+package fdm
+
+import (
+	"fmt"
+	"sort"
+	"time"
+
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+// Machine is the fault domain manager of one host. It is not safe for
+// concurrent use. What it puts into effects (slices, maps, pointers) must not
+// be modified afterwards, by either side.
+type Machine struct {
+	cfg    Config
+	now    time.Duration
+	out    []Effect
+	timers timerHeap
+	seq    uint64
+	opSeq  OpID
+	ops    map[OpID]any // typed functions: func(SlotsRead), func(GuardReplied), ...
+
+	conf    Cluster
+	loaded  bool
+	members map[model.HostID]*member
+	order   []*member // sorted by name
+	self    *member
+	stores  map[model.DatastoreName]*store
+	storeBy []*store // sorted by name
+
+	// Election.
+	role       role
+	round      uint64
+	reign      uint64 // grows whenever role changes; closures of an older one are void
+	primary    model.HostID
+	followed   bool // a primary was followed or a peer's reign seen in this life
+	candidate  candidacy
+	barred     time.Duration // no candidate before
+	lossSince  time.Duration
+	beatGen    uint64
+	since      time.Duration // of the present role
+	predecess  model.HostID  // the primary followed before the present reign
+	gatherDone bool
+	gatherEnd  time.Duration
+
+	// As a secondary.
+	network    int           // index of the heartbeat network in use
+	switchAt   time.Duration // of the last switch
+	watch      bool          // told to read slots
+	offAt      time.Duration // of the last heartbeats while HA is off
+	reportAt   time.Duration
+	reportDue  bool
+	reportWake time.Duration
+	view       ClusterView
+	viewAt     time.Duration
+	viewKnown  bool
+	managed    []lease.ManagedVM
+	managedOK  bool // managed is known
+	managedSum uint64
+
+	// As a primary.
+	vms         map[model.VMID]*vm
+	byName      map[string]*vm
+	ready       map[model.VMID]*vm // to be placed at the end of this Step
+	waiting     map[model.VMID]*vm // wait for an input to change
+	poked       string             // why waiting VMs are tried again
+	pokedAt     time.Duration
+	pokeWake    time.Duration
+	lockQueue   []*vm
+	lockBusy    int
+	orders      map[string]*order
+	orderSeq    uint64
+	failSeq     uint64
+	failovers   map[string]*failover
+	welcomeDue  bool
+	welcomeAt   time.Duration
+	welcomeWake time.Duration
+	viewDue     bool
+	viewSent    time.Duration
+	viewWake    time.Duration
+
+	// This host's own facts and duties.
+	guardUp   bool
+	status    lease.Status
+	statusOK  bool
+	hvUp      bool
+	listed    bool
+	domains   map[model.VMID]*domain
+	guarded   map[model.VMID]lease.VMStatus
+	beatsOut  int
+	execs     map[string]*exec
+	busyVM    map[model.VMID]*exec
+	releasing map[model.VMID]bool
+	greeting  map[model.VMID]bool
+	ended     map[model.VMID]time.Duration // when a held VM was first seen not to run
+	results   map[string]Progress
+	resultLog []string
+	terms     map[model.DatastoreName]model.Term
+
+	// Administrators' requests.
+	relays   map[uint64]func(AdminReply)
+	relaySeq uint64
+	applies  []apply
+}
+
+// New returns a machine that has yet to be told its configuration.
+func New(cfg Config) *Machine {
+	return &Machine{
+		cfg:       cfg.withDefaults(),
+		ops:       map[OpID]any{},
+		members:   map[model.HostID]*member{},
+		stores:    map[model.DatastoreName]*store{},
+		role:      roleNone,
+		domains:   map[model.VMID]*domain{},
+		guarded:   map[model.VMID]lease.VMStatus{},
+		execs:     map[string]*exec{},
+		busyVM:    map[model.VMID]*exec{},
+		releasing: map[model.VMID]bool{},
+		greeting:  map[model.VMID]bool{},
+		ended:     map[model.VMID]time.Duration{},
+		results:   map[string]Progress{},
+		terms:     map[model.DatastoreName]model.Term{},
+		relays:    map[uint64]func(AdminReply){},
+		vms:       map[model.VMID]*vm{},
+		byName:    map[string]*vm{},
+		ready:     map[model.VMID]*vm{},
+		waiting:   map[model.VMID]*vm{},
+		orders:    map[string]*order{},
+		failovers: map[string]*failover{},
+	}
+}
+
+// Step takes one event at the time now since boot and returns what to do, in
+// order. Time never runs backwards: an earlier now counts as the last one.
+func (m *Machine) Step(now time.Duration, ev Event) []Effect {
+	if now > m.now {
+		m.now = now
+	}
+	m.out = nil
+	m.runTimers()
+	m.dispatch(ev)
+	m.settle()
+	return m.out
+}
+
+// Next is the time since boot at which the machine wants its next Tick; always
+// later than the last Step.
+func (m *Machine) Next() time.Duration {
+	next := m.now + time.Minute
+	if len(m.timers) > 0 && m.timers[0].at < next {
+		next = m.timers[0].at
+	}
+	return max(next, m.now+time.Millisecond)
+}
+
+func (m *Machine) dispatch(ev Event) {
+	switch e := ev.(type) {
+	case Tick:
+	case HeartbeatReceived:
+		m.onHeartbeat(e)
+	case MessageReceived:
+		m.onMessage(e)
+	case LinkChanged:
+		m.onLink(e)
+	case SlotsRead:
+		answer(m, e.Op, e)
+	case ListRead:
+		answer(m, e.Op, e)
+	case ListWritten:
+		answer(m, e.Op, e)
+	case LockRead:
+		answer(m, e.Op, e)
+	case GuardReplied:
+		answer(m, e.Op, e)
+	case HypervisorDone:
+		answer(m, e.Op, e)
+	case GuestPinged:
+		answer(m, e.Op, e)
+	case HostPinged:
+		answer(m, e.Op, e)
+	case GuardNoticed:
+		m.onNotice(e.Notice)
+	case GuardChanged:
+		m.onGuard(e)
+	case HypervisorChanged:
+		m.onHypervisor(e)
+	case DomainsListed:
+		m.onDomains(e)
+	case DomainChanged:
+		m.onDomain(e.Domain)
+	case ConfigLoaded:
+		m.onConfig(e.Config)
+	case AdminAsked:
+		m.onAdmin(e)
+	}
+}
+
+// settle does what is best done once for all that an event changed.
+func (m *Machine) settle() {
+	if m.role == rolePrimary {
+		m.selfReport()
+		m.retryWaiting()
+		m.pumpLocks()
+		m.placeReady()
+		m.flushLists()
+		m.flushWelcome()
+		m.flushView()
+	} else {
+		m.flushReport()
+	}
+}
+
+func (m *Machine) do(e Effect) { m.out = append(m.out, e) }
+
+func (m *Machine) emit(e event.Event) {
+	if e.At == 0 {
+		e.At = m.now
+	}
+	if e.Severity == "" {
+		e.Severity = event.Info
+	}
+	m.do(Emit{e})
+}
+
+// op registers f, a func of one kind of answer, for a new operation.
+func (m *Machine) op(f any) OpID {
+	m.opSeq++
+	m.ops[m.opSeq] = f
+	return m.opSeq
+}
+
+// answer hands e to whoever waits for exactly such an answer to id; anything
+// else is late or foreign and dropped.
+func answer[E Event](m *Machine, id OpID, e E) {
+	if f, ok := m.ops[id].(func(E)); ok {
+		delete(m.ops, id)
+		f(e)
+	}
+}
+
+func (m *Machine) ask(req lease.Request, f func(lease.Reply)) {
+	id := m.op(func(r GuardReplied) { f(r.Reply) })
+	m.do(AskGuard{Op: id, Request: req})
+}
+
+func (m *Machine) hypervise(call HypervisorCall, vm model.VMID, config string, f func(HypervisorDone)) {
+	m.do(Hypervise{Op: m.op(f), Call: call, VM: vm, Config: config})
+}
+
+// timer is a function to run at a time; seq keeps equal times in order.
+type timer struct {
+	at  time.Duration
+	seq uint64
+	f   func()
+}
+
+type timerHeap []timer
+
+func (h timerHeap) less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+}
+
+// after runs f once d has passed, at least a millisecond from now.
+func (m *Machine) after(d time.Duration, f func()) {
+	m.seq++
+	m.timers = append(m.timers, timer{m.now + max(d, time.Millisecond), m.seq, f})
+	for i := len(m.timers) - 1; i > 0; {
+		p := (i - 1) / 2
+		if !m.timers.less(i, p) {
+			break
+		}
+		m.timers[i], m.timers[p] = m.timers[p], m.timers[i]
+		i = p
+	}
+}
+
+func (m *Machine) runTimers() {
+	for len(m.timers) > 0 && m.timers[0].at <= m.now {
+		f := m.timers[0].f
+		last := len(m.timers) - 1
+		m.timers[0] = m.timers[last]
+		m.timers[last] = timer{}
+		m.timers = m.timers[:last]
+		for i := 0; ; {
+			c := 2*i + 1
+			if c >= last {
+				break
+			}
+			if c+1 < last && m.timers.less(c+1, c) {
+				c++
+			}
+			if !m.timers.less(c, i) {
+				break
+			}
+			m.timers[i], m.timers[c] = m.timers[c], m.timers[i]
+			i = c
+		}
+		f()
+	}
+}
+
+// reigning wraps f so that it does nothing once the role has changed.
+func (m *Machine) reigning(f func()) func() {
+	reign := m.reign
+	return func() {
+		if m.reign == reign {
+			f()
+		}
+	}
+}
+
+func (m *Machine) interval() time.Duration { return m.conf.Timing.Interval }
+func (m *Machine) silence() time.Duration  { return silentAfter * m.interval() }
+
+func (m *Machine) maxRestarts() int {
+	if m.conf.MaxRestarts > 0 {
+		return m.conf.MaxRestarts
+	}
+	return defaultMaxRestarts
+}
+
+func (m *Machine) perHost() int {
+	if m.conf.PerHost > 0 {
+		return m.conf.PerHost
+	}
+	return defaultPerHost
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+
+func sortedKeys[K ~string, V any](in map[K]V) []K {
+	keys := make([]K, 0, len(in))
+	for k := range in {
+		keys = append(keys, k)
+	}
+	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
+	return keys
+}

@@ -1,0 +1,182 @@
+package fdm
+
+import (
+	"fmt"
+	"time"
+
+	"hanok.dev/hanok/internal/model"
+)
+
+// store is a datastore as this machine knows it: the slots it read there and,
+// on a primary, the protected list.
+type store struct {
+	name model.DatastoreName
+	conf ClusterDatastore
+	here bool // this host is meant to reach it
+
+	reading   bool
+	again     bool // read once more when the read under way returns
+	ok        bool // the last read succeeded
+	problem   string
+	readAt    time.Duration // Started of the last good read
+	slots     map[model.HostID]*slotSeen
+	early     time.Duration // an extra read is due then
+	list      list
+	lastKnown []model.ProtectedVM // of the last list read, owned or not
+	listKnown bool
+}
+
+// slotSeen is what is known of one host's slot.
+type slotSeen struct {
+	id      model.SlotIdentity
+	slot    model.Slot // the last valid content
+	valid   bool       // slot was ever valid
+	first   time.Duration
+	latest  time.Duration
+	changed bool // seen to change since the first read
+}
+
+// age is the time that the writer's heartbeat has provably not moved.
+func (s *slotSeen) age() time.Duration { return s.latest - s.first }
+
+// staleAfter is the age at which the slot proves that its writer's lease has
+// lapsed, by the writer's own timing where it is known.
+func (m *Machine) staleAfter(s *slotSeen) time.Duration {
+	t := m.conf.Timing
+	if s.valid && s.slot.Lease > 0 {
+		t.Lease = s.slot.Lease
+	}
+	return t.StaleAfter()
+}
+
+// readable tells whether ages on the datastore are known now.
+func (m *Machine) readable(st *store) bool {
+	return st.ok && m.now-st.readAt <= m.silence()+2*time.Second
+}
+
+func (m *Machine) readAllSlots() {
+	for _, st := range m.storeBy {
+		if st.here {
+			m.readSlots(st)
+		}
+	}
+}
+
+func (m *Machine) readSlots(st *store) {
+	if st.reading {
+		st.again = true
+		return
+	}
+	st.reading, st.again = true, false
+	m.do(ReadSlots{Datastore: st.name, Op: m.op(func(r SlotsRead) { m.onSlots(st, r) })})
+}
+
+func (m *Machine) onSlots(st *store, r SlotsRead) {
+	st.reading = false
+	if m.stores[st.name] != st {
+		return
+	}
+	if r.Err != "" || r.Kind != "" {
+		if st.ok {
+			m.viewDue = true
+		}
+		st.ok, st.problem = false, fmt.Sprintf("%s: %s", r.Kind, r.Err)
+	} else {
+		if !st.ok {
+			m.viewDue = true
+			m.poke(fmt.Sprintf("datastore %s can be read", st.name))
+		}
+		st.ok, st.problem, st.readAt = true, "", r.Started
+		for i := range r.Slots {
+			m.noteSlot(st, &r.Slots[i], r.Started, r.Completed)
+		}
+	}
+	if m.role == rolePrimary {
+		for _, h := range m.order {
+			if h.suspect {
+				m.judge(h)
+			}
+		}
+		m.listStep(st)
+	}
+	m.planEarly(st)
+}
+
+func (m *Machine) noteSlot(st *store, r *model.SlotReading, started, completed time.Duration) {
+	s := st.slots[r.Host]
+	if s == nil {
+		s = &slotSeen{id: r.Identity, first: completed, latest: started}
+		st.slots[r.Host] = s
+	} else if s.id.Digest != r.Identity.Digest {
+		s.id, s.first, s.changed = r.Identity, completed, true
+	}
+	s.latest = max(started, s.first)
+	if r.Valid {
+		reborn := s.valid && s.slot.Boot != r.Slot.Boot
+		s.slot, s.valid = r.Slot, true
+		if reborn && m.role == rolePrimary {
+			m.rebooted(r.Host, r.Slot.Boot)
+		}
+	}
+}
+
+// planEarly reads once more at the very moment at which a silent host's slot
+// becomes stale, rather than at the next interval.
+func (m *Machine) planEarly(st *store) {
+	if m.role != rolePrimary {
+		return
+	}
+	due := time.Duration(0)
+	want := func(host model.HostID) {
+		s := st.slots[host]
+		if s == nil || s.age() >= m.staleAfter(s) {
+			return
+		}
+		if at := s.first + m.staleAfter(s); at > m.now && (due == 0 || at < due) {
+			due = at
+		}
+	}
+	for _, h := range m.order {
+		if h.suspect && !h.failed {
+			want(h.name)
+		}
+	}
+	if st.list.phase == listHeld && st.list.lock.Holder() != m.cfg.Self {
+		want(st.list.lock.Holder())
+	}
+	if due == 0 || due-m.now > m.interval() || st.early > m.now && st.early <= due {
+		return
+	}
+	st.early = due
+	m.after(due-m.now, m.reigning(func() { m.readSlots(st) }))
+}
+
+// bootOf is the boot that a host's slot shows on st, if it is known.
+func (m *Machine) bootOf(st *store, host model.HostID) model.BootID {
+	if s := st.slots[host]; s != nil && s.valid && m.readable(st) {
+		return s.slot.Boot
+	}
+	return ""
+}
+
+// stale tells whether host's slot on st proves that its lease there lapsed.
+func (m *Machine) stale(st *store, host model.HostID) bool {
+	s := st.slots[host]
+	return s != nil && m.readable(st) && s.age() >= m.staleAfter(s)
+}
+
+// disowned tells whether the owner of a record is a former boot of its host:
+// what that boot ran is gone.
+func (m *Machine) disowned(st *store, rec model.LockRecord) bool {
+	if rec.Boot == "" {
+		return false
+	}
+	if boot := m.bootOf(st, rec.Owner); boot != "" && boot != rec.Boot {
+		return true
+	}
+	h := m.members[rec.Owner]
+	if h == nil || h.report == nil || h.report.Boot == "" {
+		return false
+	}
+	return h.report.Boot != rec.Boot && h.reportAt >= h.base && m.now-h.heard <= m.silence()
+}

@@ -1,0 +1,302 @@
+package fdm
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/model"
+)
+
+// failover is one failed host and the VMs that its failure freed.
+type failover struct {
+	id      string
+	host    model.HostID
+	at      time.Duration // of the last heartbeat
+	open    map[model.VMID]bool
+	total   int
+	judging bool // VMs are being added
+	later   bool // a timer looks again whether it is done
+}
+
+// watchSilence keeps a timer that fires when h falls silent.
+func (m *Machine) watchSilence(h *member) {
+	h.gen++
+	if h.self || m.role != rolePrimary {
+		return
+	}
+	m.silenceTimer(h, h.gen, m.reign)
+}
+
+func (m *Machine) silenceTimer(h *member, gen, reign uint64) {
+	if h.gen != gen || m.reign != reign || h.suspect {
+		return
+	}
+	due := h.lastHeard() + m.silence()
+	if m.now >= due {
+		m.suspectHost(h)
+		return
+	}
+	m.after(due-m.now, func() { m.silenceTimer(h, gen, reign) })
+}
+
+// suspectHost begins to find out what became of a silent host.
+func (m *Machine) suspectHost(h *member) {
+	h.suspect, h.since = true, m.now
+	h.pinged, h.answered, h.pingAt = false, false, 0
+	m.viewDue = true
+	m.emit(event.Event{Kind: event.HostState, Severity: event.Warning, Host: h.name,
+		Text:     fmt.Sprintf("%s is silent", h.name),
+		Cause:    fmt.Sprintf("no network heartbeat for %s", seconds(m.now-h.lastHeard())),
+		Evidence: m.evidence(h)})
+	m.pingHost(h)
+	m.readAllSlots()
+	// Read the locks of its VMs now, so that a verdict can act at once.
+	for _, id := range sortedKeys(h.vms) {
+		m.readLock(h.vms[id])
+	}
+	m.judge(h)
+}
+
+func (m *Machine) pingHost(h *member) {
+	if h.pingAt != 0 && m.now-h.pingAt < 2*time.Second {
+		return
+	}
+	h.pingAt = m.now
+	m.do(PingHost{Host: h.name, Op: m.op(func(r HostPinged) {
+		h.pinged, h.answered = true, r.Answered
+		if h.suspect && m.role == rolePrimary {
+			m.judge(h)
+		}
+	})})
+}
+
+// pingSilent asks silent hosts again; called every interval.
+func (m *Machine) pingSilent() {
+	for _, h := range m.order {
+		if h.suspect {
+			m.pingHost(h)
+			m.judge(h)
+		}
+	}
+}
+
+// sight is what the datastores tell of a silent host.
+type sight struct {
+	known, stale int
+	alive        bool // its slot moved after the network fell silent
+	isolated     bool
+}
+
+func (m *Machine) look(h *member) sight {
+	var s sight
+	for _, st := range m.storeBy {
+		slot := st.slots[h.name]
+		if slot == nil || !m.readable(st) {
+			continue
+		}
+		s.known++
+		if slot.age() >= m.staleAfter(slot) {
+			s.stale++
+			continue
+		}
+		if slot.changed && slot.first > h.lastHeard()+2*m.interval() {
+			s.alive = true
+			s.isolated = s.isolated || slot.valid && slot.slot.Flags.Has(model.SlotIsolated)
+		}
+	}
+	return s
+}
+
+// judge applies the table of verdicts to a silent host.
+func (m *Machine) judge(h *member) {
+	if !h.suspect || h.self {
+		return
+	}
+	silent := fmt.Sprintf("silent for %s", seconds(m.now-h.lastHeard()))
+	if !m.conf.HostMonitoring {
+		m.setState(h, model.HostDisconnected, "host monitoring is off: no verdict is made; "+silent)
+		return
+	}
+	s := m.look(h)
+	switch {
+	case s.known > 0 && s.stale == s.known:
+		m.fail(h)
+	case s.alive && !h.pinged:
+		// Wait for the answer to the ping.
+	case s.alive && h.answered:
+		m.unfail(h)
+		m.setState(h, model.HostAgentUnreachable, "its heartbeat on the datastores moves and it answers ping, but its agent does not speak: dead, stopped, or cut off on port 8182; its VMs run on under its guard")
+	case s.alive && s.isolated:
+		m.unfail(h)
+		m.setState(h, model.HostIsolated, "its heartbeat on the datastores moves and says that it is isolated")
+	case s.alive:
+		m.unfail(h)
+		m.setState(h, model.HostPartitioned, "its heartbeat on the datastores moves, but nothing is heard from it and it does not answer ping")
+	case s.known == 0 && h.answered:
+		m.setState(h, model.HostAgentUnreachable, "it answers ping, but its agent does not speak; its heartbeat on the datastores cannot be seen from here")
+	case s.known == 0 && h.pinged:
+		m.setState(h, model.HostDisconnected, "verdict unknown: "+silent+", and no datastore that this host can read holds its heartbeat")
+	default:
+		h.reason = silent + "; its heartbeat on the datastores is not old enough for a verdict"
+	}
+}
+
+// evidence is what is known of a silent host, for people.
+func (m *Machine) evidence(h *member) map[string]string {
+	ev := map[string]string{"network": fmt.Sprintf("no heartbeat for %s", seconds(m.now-h.lastHeard()))}
+	if h.heard == 0 || h.heard < h.base {
+		ev["network"] = fmt.Sprintf("never heard by this primary in %s", seconds(m.now-h.base))
+	}
+	switch {
+	case !h.pinged:
+		ev["ping"] = "not answered yet"
+	case h.answered:
+		ev["ping"] = "answered"
+	default:
+		ev["ping"] = "no answer"
+	}
+	for _, st := range m.storeBy {
+		slot := st.slots[h.name]
+		key := "slot on " + string(st.name)
+		switch {
+		case !st.here:
+		case !m.readable(st):
+			ev[key] = "unknown: " + st.problem
+		case slot == nil:
+			ev[key] = "none"
+		default:
+			ev[key] = fmt.Sprintf("unchanged for %s (stale from %s), sequence %d, armed %v",
+				seconds(slot.age()), seconds(m.staleAfter(slot)), slot.id.Sequence, slot.valid && slot.slot.Flags.Has(model.SlotArmed))
+		}
+	}
+	return ev
+}
+
+func evidenceText(ev map[string]string) string {
+	var b strings.Builder
+	for _, k := range sortedKeys(ev) {
+		if b.Len() > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(k + ": " + ev[k])
+	}
+	return b.String()
+}
+
+// fail is the verdict "failed".
+func (m *Machine) fail(h *member) {
+	if h.failed {
+		return
+	}
+	m.failSeq++
+	id := fmt.Sprintf("fo-%s-%d-%d", m.cfg.Self, m.cfg.Start, m.failSeq)
+	h.failed, h.failover = true, id
+	last := h.lastHeard()
+	if h.heard < h.base {
+		// Never heard by this primary: its last heartbeat on a datastore counts.
+		seen := time.Duration(0)
+		for _, st := range m.storeBy {
+			if s := st.slots[h.name]; s != nil && s.changed {
+				seen = max(seen, s.first)
+			}
+		}
+		if seen > 0 {
+			last = min(last, seen)
+		}
+	}
+	f := &failover{id: id, host: h.name, at: last, open: map[model.VMID]bool{}, judging: true}
+	m.failovers[id] = f
+	ev := m.evidence(h)
+	m.emit(event.Event{At: last, Kind: event.LastHeartbeat, Host: h.name, Failover: id, Text: fmt.Sprintf("last heartbeat of %s", h.name)})
+	m.emit(event.Event{At: h.since, Kind: event.Silence, Host: h.name, Failover: id, Text: fmt.Sprintf("%s noticed silent", h.name)})
+	m.emit(event.Event{Kind: event.Verdict, Severity: event.Error, Host: h.name, Failover: id,
+		Text: fmt.Sprintf("%s has failed", h.name), Cause: "silent on the network, and its heartbeat is stale on every datastore that can be read", Evidence: ev})
+	m.setState(h, model.HostFailed, "silent on the network, and its heartbeat is stale on every datastore that can be read")
+	for _, oid := range sortedKeys(h.orders) {
+		m.dropOrder(h.orders[oid], fmt.Sprintf("%s failed", h.name))
+	}
+	h.report, h.active, h.used = nil, map[model.VMID]LocalVM{}, 0
+	for _, v := range m.sortVMs(h.vms) {
+		m.hostLost(v, h)
+	}
+	for _, st := range m.storeBy {
+		m.listStep(st)
+	}
+	f.judging = false
+	m.finishFailover(f)
+	m.poke(fmt.Sprintf("%s failed", h.name))
+}
+
+// unfail takes a verdict back: the host's guard writes again.
+func (m *Machine) unfail(h *member) {
+	if h.failed {
+		h.failed, h.failover = false, ""
+		m.poke(fmt.Sprintf("%s came back", h.name))
+	}
+}
+
+// recovered: a host was heard.
+func (m *Machine) recovered(h *member) {
+	if !h.suspect {
+		if h.state != model.HostConnected && h.state != model.HostMaintenance {
+			m.shownConnected(h, "")
+		}
+		return
+	}
+	silent := m.now - h.since + m.silence()
+	m.unfail(h)
+	h.suspect = false
+	m.shownConnected(h, fmt.Sprintf("heard again after about %s", seconds(silent)))
+	m.watchSilence(h)
+	m.poke(fmt.Sprintf("%s came back", h.name))
+}
+
+func (m *Machine) shownConnected(h *member, why string) {
+	if h.conf.Maintenance {
+		m.setState(h, model.HostMaintenance, why)
+		return
+	}
+	m.setState(h, model.HostConnected, why)
+}
+
+// rebooted: a slot shows another boot of its host: what the former boot ran is
+// gone.
+func (m *Machine) rebooted(name model.HostID, boot model.BootID) {
+	h := m.members[name]
+	if h == nil {
+		return
+	}
+	m.emit(event.Event{Kind: event.HostState, Severity: event.Warning, Host: name,
+		Text: fmt.Sprintf("%s has rebooted: the VMs of its former boot are gone", name), Evidence: map[string]string{"boot": string(boot)}})
+	for _, id := range sortedKeys(m.vms) {
+		v := m.vms[id]
+		if v.lockKnown && v.lock.Owner == name && v.lock.Holder() != "" || v.p.Host == name {
+			m.evaluate(v)
+		}
+	}
+	m.poke(fmt.Sprintf("%s rebooted", name))
+}
+
+// finishFailover reports a failover of which no VM is open any more.
+func (m *Machine) finishFailover(f *failover) {
+	if f == nil || f.judging || len(f.open) > 0 || m.failovers[f.id] == nil {
+		return
+	}
+	if m.lockBusy+len(m.lockQueue) > 0 || m.listsPending() {
+		// VMs of the failed host may still come to light.
+		if !f.later {
+			f.later = true
+			m.after(m.interval(), m.reigning(func() { f.later = false; m.finishFailover(f) }))
+		}
+		return
+	}
+	delete(m.failovers, f.id)
+	text := fmt.Sprintf("failover of %s is done: %d VMs", f.host, f.total)
+	if f.total == 0 {
+		text = fmt.Sprintf("%s ran no VM that had to be restarted", f.host)
+	}
+	m.emit(event.Event{Kind: event.FailoverDone, Host: f.host, Failover: f.id, Text: text,
+		Evidence: map[string]string{"sinceLastHeartbeat": seconds(m.now - f.at)}})
+}

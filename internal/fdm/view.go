@@ -1,0 +1,304 @@
+package fdm
+
+import (
+	"fmt"
+	"time"
+
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+// View is the cluster as this host can show it: a primary's own account; on a
+// secondary the primary's last, with its age; without a primary what this host
+// knows by itself.
+func (m *Machine) View(now time.Duration) ClusterView {
+	now = max(now, m.now)
+	if m.role == rolePrimary {
+		return m.ownView(now)
+	}
+	if m.viewKnown {
+		return m.agedView(now)
+	}
+	return m.loneView(now)
+}
+
+// flushView sends the view to the secondaries: on change at most once a second
+// (a status that is a second old still helps), and every ReportInterval.
+func (m *Machine) flushView() {
+	due := m.viewDue || m.now-m.viewSent >= m.cfg.ReportInterval
+	if !due {
+		return
+	}
+	if wait := m.viewSent + time.Second - m.now; m.viewSent > 0 && wait > 0 {
+		if m.viewWake <= m.now {
+			m.viewWake = m.now + wait
+			m.after(wait, func() {})
+		}
+		return
+	}
+	m.viewDue, m.viewSent = false, m.now
+	v := m.ownView(m.now)
+	for _, h := range m.order {
+		if !h.self && !h.suspect && h.heard > 0 {
+			m.do(SendMessage{To: h.name, Message: Message{View: &v}})
+		}
+	}
+	m.clearLeftovers(&v)
+}
+
+func (m *Machine) onView(h *member, v *ClusterView) {
+	if m.role != roleSecondary || m.primary != h.name || v.Primary != h.name {
+		return
+	}
+	m.view, m.viewAt, m.viewKnown = *v, m.now, true
+	m.clearLeftovers(v)
+}
+
+// clearLeftovers removes definitions that a failover left behind: inactive
+// here, running elsewhere. The configuration lives on the datastore; a stale
+// copy would only tempt someone to start it.
+func (m *Machine) clearLeftovers(v *ClusterView) {
+	if !m.hvUp || !m.listed {
+		return
+	}
+	for i := range v.VMs {
+		x := &v.VMs[i]
+		if x.State != model.VMStarted || x.Host == "" || x.Host == m.cfg.Self {
+			continue
+		}
+		d := m.domains[x.ID]
+		if d == nil || d.Active || d.leaving || m.busyVM[x.ID] != nil {
+			continue
+		}
+		if _, held := m.guarded[x.ID]; held {
+			continue
+		}
+		d.leaving = true
+		id := x.ID
+		m.hypervise(CallUndefine, id, "", func(r HypervisorDone) {
+			d := m.domains[id]
+			switch {
+			case d == nil:
+			case r.Fault == "" && !d.Active:
+				delete(m.domains, id)
+				m.reportDue = true
+			default:
+				m.after(time.Minute, func() {
+					if d := m.domains[id]; d != nil {
+						d.leaving = false
+					}
+				})
+			}
+		})
+	}
+}
+
+func (m *Machine) header() ClusterView {
+	return ClusterView{Primary: m.primary, HA: m.loaded && m.conf.Enabled, Monitoring: m.conf.HostMonitoring, Version: m.conf.Version}
+}
+
+func (m *Machine) ownView(now time.Duration) ClusterView {
+	v := m.header()
+	for _, h := range m.order {
+		v.Hosts = append(v.Hosts, m.hostView(h, now))
+	}
+	for _, id := range sortedKeys(m.vms) {
+		v.VMs = append(v.VMs, m.vmView(m.vms[id], now))
+	}
+	for _, st := range m.storeBy {
+		v.Datastores = append(v.Datastores, m.storeView(st))
+	}
+	return v
+}
+
+func (m *Machine) hostView(h *member, now time.Duration) HostView {
+	x := HostView{Name: h.name, Role: model.RoleSecondary, State: h.state, Reason: h.reason, ConfigVersion: h.beat.ConfigVersion, Memory: h.conf.Memory, MemoryUsed: h.used}
+	if h.self {
+		x.Role, x.State, x.ConfigVersion = model.RolePrimary, model.HostPrimary, m.conf.Version
+		if h.conf.Maintenance {
+			x.State = model.HostMaintenance
+		}
+	} else if h.suspect || h.heard == 0 {
+		x.Role = model.RoleNone
+	}
+	if !h.self {
+		x.Silence = now - h.lastHeard()
+		x.SlotAges = map[model.DatastoreName]time.Duration{}
+		for _, st := range m.storeBy {
+			if s := st.slots[h.name]; s != nil && m.readable(st) {
+				x.SlotAges[st.name] = s.age()
+			}
+		}
+	}
+	if r := h.report; r != nil {
+		x.fill(r)
+	}
+	return x
+}
+
+func (x *HostView) fill(r *Report) {
+	x.Armed, x.ArmedWhy, x.Hook, x.Guard, x.Hypervisor, x.Datastores = r.Armed, r.ArmedWhy, r.HookSeen, r.GuardUp, r.HypervisorUp, r.Datastores
+	if r.Memory > 0 {
+		x.Memory = r.Memory
+	}
+}
+
+func (m *Machine) vmView(v *vm, now time.Duration) VMView {
+	x := VMView{ID: v.p.ID, Name: v.p.Name, Home: v.st.name, Host: v.p.Host, Epoch: v.p.LastEpoch, Priority: m.priority(v)}
+	x.State, x.Reason = m.vmState(v)
+	ok, why := m.protected(v)
+	x.Protected = ok
+	if !ok && x.Reason == "" && v.running {
+		x.Reason = why
+	}
+	if v.running {
+		x.Epoch, x.Alive = v.local.Epoch, v.local.Alive
+	} else if v.order != nil {
+		x.Host = v.order.host.name
+	}
+	if d := v.p.Down; d != nil {
+		x.Attempts = d.Attempts
+		x.RetryIn = max(0, v.nextTry-now)
+	}
+	return x
+}
+
+// vmState is a VM's state and why it is not simply started or stopped.
+func (m *Machine) vmState(v *vm) (model.VMState, string) {
+	switch {
+	case v.order != nil && v.order.kind != CommandStart:
+		return model.VMStopping, ""
+	case v.running && (v.local.Phase == lease.PhaseFrozen || v.local.Phase == lease.PhaseFreezing):
+		return model.VMFrozen, v.local.Reason
+	case v.running && v.host.suspect:
+		return model.VMStarted, fmt.Sprintf("%s is %s; the VM is kept by its guard", v.host.name, v.host.state)
+	case v.running:
+		return model.VMStarted, ""
+	case v.order != nil:
+		return model.VMStarting, v.reason
+	}
+	switch m.requested(v) {
+	case model.RequestedStopped:
+		return model.VMStopped, ""
+	case model.RequestedDisabled:
+		return model.VMDisabled, v.reason
+	case model.RequestedIgnored:
+		return model.VMIgnored, v.reason
+	}
+	switch {
+	case v.fence:
+		return model.VMFence, v.reason
+	case v.standing:
+		return model.VMError, v.reason
+	case v.host != nil && v.lock.Holder() == v.host.name && !v.host.failed && v.p.Down == nil:
+		return model.VMStarted, v.reason // its host is silent or has not reported: its lock holds
+	case m.waiting[v.p.ID] != nil:
+		return model.VMQueued, v.reason
+	}
+	return model.VMRecovery, v.reason
+}
+
+func (m *Machine) storeView(st *store) DatastoreView {
+	x := DatastoreView{Name: st.name, Term: st.list.term, VMs: len(st.list.vms), Problem: st.list.problem}
+	switch {
+	case st.list.phase == listOwned:
+		x.Owner = m.cfg.Self
+	default:
+		x.Owner, x.Term = st.list.lock.Holder(), model.Term(st.list.lock.Epoch)
+	}
+	if x.Problem == "" && !st.ok {
+		x.Problem = st.problem
+	}
+	return x
+}
+
+// agedView is the primary's last view with its age and this host's own facts.
+func (m *Machine) agedView(now time.Duration) ClusterView {
+	v := m.view
+	v.Age += now - m.viewAt
+	v.HA, v.Monitoring, v.Version = m.loaded && m.conf.Enabled, m.conf.HostMonitoring, m.conf.Version
+	v.Hosts = append([]HostView(nil), v.Hosts...)
+	for i := range v.Hosts {
+		x := &v.Hosts[i]
+		if m.role != roleSecondary {
+			x.Role = model.RoleNone
+		}
+		if x.Name == m.cfg.Self {
+			m.fillSelf(x)
+		}
+	}
+	if m.role != roleSecondary {
+		v.Primary = ""
+	}
+	return v
+}
+
+func (m *Machine) fillSelf(x *HostView) {
+	r := m.account()
+	x.fill(r)
+	x.ConfigVersion = m.conf.Version
+	x.State, x.Reason = m.selfState()
+	x.Role = model.RoleNone
+	if m.role == roleSecondary {
+		x.Role = model.RoleSecondary
+	}
+}
+
+func (m *Machine) selfState() (model.HostState, string) {
+	switch {
+	case !m.loaded:
+		return model.HostUninitialized, "no cluster file has been loaded"
+	case m.self == nil:
+		return model.HostInitError, fmt.Sprintf("the cluster file does not name %s", m.cfg.Self)
+	case m.role == roleElection:
+		return model.HostElection, "there is no primary at the moment"
+	case m.self.conf.Maintenance:
+		return model.HostMaintenance, ""
+	case m.role == roleNone:
+		return model.HostDisconnected, "HA is off"
+	}
+	return model.HostConnected, ""
+}
+
+// loneView is what a host without a primary knows by itself.
+func (m *Machine) loneView(now time.Duration) ClusterView {
+	v := m.header()
+	for _, h := range m.order {
+		x := HostView{Name: h.name, Role: model.RoleNone, State: model.HostDisconnected, ConfigVersion: h.beat.ConfigVersion, Memory: h.conf.Memory}
+		switch {
+		case h.self:
+			m.fillSelf(&x)
+		case h.heard == 0:
+			x.Reason = "not heard of since this agent started"
+		default:
+			x.Silence = now - h.heard
+			x.Reason = fmt.Sprintf("last heard %s ago", seconds(x.Silence))
+		}
+		if h.self || m.conf.Enabled {
+			v.Hosts = append(v.Hosts, x)
+			continue
+		}
+		if h.heard > 0 && x.Silence <= 3*offInterval {
+			x.Reason = "HA is off; its agent answers"
+		}
+		v.Hosts = append(v.Hosts, x)
+	}
+	for _, lv := range m.account().VMs {
+		if !lv.Managed {
+			continue
+		}
+		s := model.VMStopped
+		if runs(lv) {
+			s = model.VMStarted
+		}
+		if m.isFrozen(lv.ID) {
+			s = model.VMFrozen
+		}
+		v.VMs = append(v.VMs, VMView{ID: lv.ID, Name: lv.Name, State: s, Host: m.cfg.Self, Home: m.guarded[lv.ID].Home, Epoch: lv.Epoch, Alive: lv.Alive,
+			Reason: "no primary: shown as this host alone sees it"})
+	}
+	for _, st := range m.storeBy {
+		v.Datastores = append(v.Datastores, DatastoreView{Name: st.name, Problem: st.problem})
+	}
+	return v
+}
