@@ -235,6 +235,9 @@ type Status struct {
 	HookSeen    bool              `json:"hookSeen"`           // the canary proved the hook in this libvirtd's life
 	Datastores  []DatastoreStatus `json:"datastores"`
 	VMs         []VMStatus        `json:"vms"`
+	// Warnings are facts about the guard's process that people must know, such
+	// as a missing real-time priority.
+	Warnings []string `json:"warnings,omitempty"`
 	// LongestWrite is the longest heartbeat write since the guard started.
 	LongestWrite time.Duration `json:"longestWrite"`
 }

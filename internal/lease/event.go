@@ -51,7 +51,8 @@ const (
 	EvRequest
 	// EvConnLost: a connection ended; nobody waits for its replies. Conn.
 	EvConnLost
-	// EvWatchdog: the watchdog device was opened, failed or changed. On, Text.
+	// EvWatchdog: the watchdog device was opened, failed or changed. On: it
+	// does what the timing asks for; Open: it is open and ticks; Text: why not.
 	EvWatchdog
 	// EvHookLost: the libvirt daemon that proved the hook has ended.
 	EvHookLost
@@ -90,6 +91,7 @@ type Event struct {
 	Frozen  Frozen
 	Took    time.Duration
 	On      bool
+	Open    bool
 	Text    string
 	Request *Request
 	Config  *Config
@@ -182,6 +184,9 @@ type Config struct {
 	Datastores []DatastoreConfig
 	// Managed are the VMs that must not run without a lock.
 	Managed []ManagedVM
+	// Warnings are facts about the guard's process that people must know; they
+	// are shown in the status.
+	Warnings []string
 	// Nonce returns a text that nobody ever returned before.
 	Nonce func() string
 	// Identify returns the digest that a slot of that content has on the

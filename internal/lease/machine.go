@@ -97,7 +97,8 @@ type agentState struct {
 }
 
 type watchdogState struct {
-	on      bool
+	on      bool // it does what the timing asks for
+	open    bool // it ticks
 	why     string
 	nextPet time.Duration
 	holding bool // not petting, said so
@@ -190,6 +191,7 @@ func (m *Machine) handle(ev *Event) {
 	case EvConnLost:
 		m.connLost(ev.Conn)
 	case EvWatchdog:
+		m.watchdog.open = ev.Open
 		if m.watchdog.on != ev.On || m.watchdog.why != ev.Text {
 			m.watchdog.on, m.watchdog.why = ev.On, ev.Text
 			m.watchdog.nextPet = m.now
@@ -267,7 +269,7 @@ func (m *Machine) Next() time.Duration {
 	if m.scan.op == 0 {
 		at(m.nextScan())
 	}
-	if m.watchdog.on {
+	if m.watchdog.open {
 		at(m.watchdog.nextPet)
 	}
 	return next

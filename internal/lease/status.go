@@ -12,7 +12,7 @@ import (
 func (m *Machine) Status(now time.Duration) Status {
 	out := Status{Host: m.cfg.Host, Boot: m.cfg.Boot, Incarnation: m.incN, HookSeen: m.hookSeen,
 		Datastores: make([]DatastoreStatus, 0, len(m.stores)), VMs: make([]VMStatus, 0, len(m.order)),
-		LongestWrite: m.longestWrite}
+		Warnings: m.cfg.Warnings, LongestWrite: m.longestWrite}
 	out.Armed, out.ArmedWhy = m.armed()
 	for _, s := range m.stores {
 		d := DatastoreStatus{Name: s.cfg.Name, OK: s.leased}

@@ -207,14 +207,15 @@ func (m *Machine) slotWritten(ev *Event) {
 		return
 	}
 	s.known = append(s.known[:0], s.writingID)
+	// Not saved at once: a successor that knows an older s is only more careful,
+	// and the next write saves it.
 	s.s, s.hasS, s.lease = s.started, true, s.writing.Lease
-	m.saveDirty = true
 	if s.changed {
 		// The driver accepts a slot that is not this host's last one only
 		// after an administrator's repair.
 		s.changed, s.repaired, s.late = false, true, nil
 		s.repairUntil = s.changedAt + m.cfg.Timing.StaleAfter()
-		m.statusDirty = true
+		m.saveDirty, m.statusDirty = true, true
 	}
 	if s.fault != nil {
 		s.fault = nil

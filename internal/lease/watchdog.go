@@ -68,7 +68,7 @@ func (m *Machine) petLimit() (time.Duration, *vm) {
 }
 
 func (m *Machine) pet() {
-	if !m.watchdog.on || m.now < m.watchdog.nextPet && !m.watchdog.holding {
+	if !m.watchdog.open || m.now < m.watchdog.nextPet && !m.watchdog.holding {
 		return
 	}
 	if !m.scan.done {

@@ -1,0 +1,87 @@
+// Command hanok-guard keeps this host's leases and VM locks, freezes or kills
+// VMs that lost theirs, and feeds the watchdog. It also is the libvirt hook.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"hanok.dev/hanok/internal/guard"
+	"hanok.dev/hanok/internal/guard/hook"
+	"hanok.dev/hanok/internal/guard/ipc"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/paths"
+)
+
+const usage = `hanok-guard run           guard this host until told to stop
+hanok-guard status        show the guard's view as JSON
+hanok-guard hook ARGS     answer libvirt's hook; the domain's XML is on standard input
+hanok-guard install-hook  install the libvirt hook script
+`
+
+// statusLimit is how long status waits for the guard.
+const statusLimit = 3 * time.Second
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	command := ""
+	if len(args) > 0 {
+		command = args[0]
+	}
+	switch command {
+	case "run":
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		opts := guard.DefaultOptions()
+		opts.Log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("identity", "guard")
+		return report(guard.Run(ctx, opts))
+	case "status":
+		return report(status())
+	case "hook":
+		return hook.Run(args[1:], os.Stdin, os.Stderr,
+			hook.Options{Socket: paths.GuardSocket, ManagedFile: paths.ManagedFile, Daemon: os.Getppid()})
+	case "install-hook":
+		binary, err := os.Executable()
+		if err == nil {
+			err = hook.Install(paths.Hook, binary)
+		}
+		return report(err)
+	case "help", "-h", "--help":
+		fmt.Print(usage)
+		return 0
+	}
+	fmt.Fprint(os.Stderr, usage)
+	return 2
+}
+
+func report(err error) int {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "hanok-guard:", err)
+		return 1
+	}
+	return 0
+}
+
+func status() error {
+	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
+	defer cancel()
+	c, err := ipc.Dial(ctx, paths.GuardSocket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r, err := c.Call(ctx, lease.Request{Status: &lease.StatusRequest{}})
+	if err != nil {
+		return err
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(r.Status)
+}

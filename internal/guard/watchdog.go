@@ -1,0 +1,159 @@
+package guard
+
+import (
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hanok.dev/hanok/internal/datastore"
+	"hanok.dev/hanok/internal/lease"
+)
+
+// watchdogRetry is how often a missing or failed device is tried again.
+const watchdogRetry = 5 * time.Second
+
+// watchdog is the goroutine that owns the watchdog device: a write to it may
+// hang, and must then not stall the machine.
+type watchdog struct {
+	path    string
+	deliver func(lease.Event)
+	pets    chan time.Duration // the latest time of a pet
+	timeout chan time.Duration // a new time-out
+	quit    chan bool          // true: disarm
+	done    chan struct{}
+	on      atomic.Bool
+	fd      int // -1 while not open
+}
+
+func startWatchdog(path string, timeout time.Duration, deliver func(lease.Event)) *watchdog {
+	w := &watchdog{path: path, deliver: deliver, pets: make(chan time.Duration, 1),
+		timeout: make(chan time.Duration, 1), quit: make(chan bool, 1), done: make(chan struct{}), fd: -1}
+	go w.run(timeout)
+	return w
+}
+
+// pet feeds the watchdog unless it is later than before by the time it is
+// done, or the device is still busy with the last one.
+func (w *watchdog) pet(before time.Duration) {
+	select {
+	case w.pets <- before:
+	default:
+	}
+}
+
+// setTimeout changes the device's time-out.
+func (w *watchdog) setTimeout(d time.Duration) {
+	select {
+	case <-w.timeout:
+	default:
+	}
+	w.timeout <- d // only the loop sends
+}
+
+func (w *watchdog) armed() bool { return w.on.Load() }
+
+// stop ends the goroutine; with disarm the device is told that the end is
+// orderly. A device that hangs is left to itself.
+func (w *watchdog) stop(disarm bool) {
+	w.quit <- disarm
+	select {
+	case <-w.done:
+	case <-time.After(time.Second):
+	}
+}
+
+func (w *watchdog) run(timeout time.Duration) {
+	defer close(w.done)
+	retry := time.NewTicker(watchdogRetry)
+	defer retry.Stop()
+	w.open(timeout)
+	for {
+		select {
+		case before := <-w.pets:
+			if w.fd >= 0 && datastore.BootTime() <= before {
+				w.feed()
+			}
+		case d := <-w.timeout:
+			if d != timeout {
+				timeout = d
+				if w.fd >= 0 {
+					w.set(timeout)
+				}
+			}
+		case <-retry.C:
+			switch {
+			case w.fd < 0:
+				w.open(timeout)
+			case !w.on.Load():
+				w.set(timeout)
+			}
+		case disarm := <-w.quit:
+			if w.fd >= 0 {
+				if disarm {
+					_, _ = unix.Write(w.fd, []byte{'V'}) // if it fails the host is reset, as without it
+				}
+				_ = unix.Close(w.fd)
+			}
+			return
+		}
+	}
+}
+
+// open starts the watchdog: it ticks from now on.
+func (w *watchdog) open(timeout time.Duration) {
+	if w.path == "" {
+		w.report(fmt.Errorf("no watchdog device is configured"))
+		return
+	}
+	fd, err := unix.Open(w.path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	switch {
+	case os.IsNotExist(err):
+		w.report(fmt.Errorf("there is no %s; load softdog or the board's watchdog driver", w.path))
+	case err != nil:
+		w.report(fmt.Errorf("open %s: %w", w.path, err))
+	default:
+		w.fd = fd
+		w.set(timeout)
+	}
+}
+
+// set tells the device its time-out and checks what it made of it: a device
+// that rounds up would reset the host later than others count on.
+func (w *watchdog) set(timeout time.Duration) {
+	want := int(timeout / time.Second)
+	if err := unix.IoctlSetPointerInt(w.fd, unix.WDIOC_SETTIMEOUT, want); err != nil {
+		w.report(fmt.Errorf("set the time-out of %s to %d s: %w", w.path, want, err))
+		return
+	}
+	got, err := unix.IoctlGetInt(w.fd, unix.WDIOC_GETTIMEOUT)
+	switch {
+	case err != nil:
+		w.report(fmt.Errorf("read the time-out of %s: %w", w.path, err))
+	case got != want:
+		w.report(fmt.Errorf("%s keeps a time-out of %d s instead of %d s; choose timings that it can keep", w.path, got, want))
+	default:
+		w.feed()
+		w.report(nil)
+	}
+}
+
+// feed pets the device. A device that refuses is not armed as far as it is
+// known, but it is neither disarmed nor closed: other hosts may count on it.
+func (w *watchdog) feed() {
+	if _, err := unix.Write(w.fd, []byte{'.'}); err != nil {
+		w.report(fmt.Errorf("feed %s: %w", w.path, err))
+	}
+}
+
+// report tells the machine whether the device does what the slot promises.
+func (w *watchdog) report(err error) {
+	w.on.Store(err == nil)
+	ev := lease.Event{Kind: lease.EvWatchdog, On: err == nil, Open: w.fd >= 0}
+	if err != nil {
+		ev.Text = err.Error()
+	}
+	w.deliver(ev)
+}
