@@ -11,7 +11,9 @@ import (
 // one above the record that the caller has judged to be claimable; if that is
 // not the highest any more nothing is written.
 //
-// won tells whether the highest record is rec. highest is the highest record
+// won tells whether rec took effect: it is the highest record; or it gives the
+// lock away (released, handed, movedTo) and was linked, for then somebody else
+// may have followed before the second listing. highest is the highest record
 // as read last, zero if it could not be read. err says why a claim is not won
 // for another reason than a faster claimer; unless its kind is KindInvalid or
 // KindMissing the record may still appear later, so a caller who gives up must
@@ -38,8 +40,21 @@ func Claim(d Driver, rec model.LockRecord) (won bool, highest model.LockRecord, 
 	if after.Epoch == rec.Epoch && after.Nonce == rec.Nonce {
 		return true, after, nil
 	}
+	if linkErr == nil && after.Epoch > rec.Epoch && givesAway(rec.State) {
+		return true, after, nil
+	}
 	if KindOf(linkErr) == KindExists || linkErr == nil {
 		return false, after, nil
 	}
 	return false, after, linkErr
+}
+
+// givesAway tells whether others may follow a record at once.
+func givesAway(s model.LockState) bool {
+	switch s {
+	case model.LockReleased, model.LockHanded, model.LockMovedTo:
+		return true
+	default:
+		return false
+	}
 }

@@ -173,6 +173,16 @@ func checkClaim(r *root, index int, host model.HostID) error {
 	return nil
 }
 
+func validateClaimer(host model.HostID, machine string) error {
+	if err := host.Validate(); err != nil {
+		return &fault{kind: KindInvalid, cause: "host", err: err}
+	}
+	if machine == "" || len(machine) > maxMachine {
+		return faultf(KindInvalid, "machine id of %d bytes, must be 1 to %d", len(machine), maxMachine)
+	}
+	return nil
+}
+
 // ClaimSlot implements Driver.
 func (p *Posix) ClaimSlot(host model.HostID, machine string) (int, error) {
 	index, err := p.claimSlot(host, machine)
@@ -180,11 +190,8 @@ func (p *Posix) ClaimSlot(host model.HostID, machine string) (int, error) {
 }
 
 func (p *Posix) claimSlot(host model.HostID, machine string) (int, error) {
-	if err := host.Validate(); err != nil {
-		return -1, &fault{kind: KindInvalid, cause: "host", err: err}
-	}
-	if machine == "" || len(machine) > maxMachine {
-		return -1, faultf(KindInvalid, "machine id of %d bytes, must be 1 to %d", len(machine), maxMachine)
+	if err := validateClaimer(host, machine); err != nil {
+		return -1, err
 	}
 	r, err := p.enter()
 	if err != nil {

@@ -83,12 +83,12 @@ func initialise(path string, h Header, mountPointOnly bool) error {
 	if err := checkOwner(dir); err != nil {
 		return err
 	}
-	return buildDirectory(dir, h)
+	return buildDirectory(dir, h, func(int) error { return nil })
 }
 
-// buildDirectory makes everything under a temporary name, then renames, so
-// that a datastore appears complete or not at all.
-func buildDirectory(dir int, h Header) error {
+// buildDirectory makes everything under a temporary name, furnishes it, then
+// renames, so that a datastore appears complete or not at all.
+func buildDirectory(dir int, h Header, furnish func(fd int) error) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, h.Cluster, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil {
 		return faultf(KindExists, "the cluster's directory is there already").
@@ -103,6 +103,9 @@ func buildDirectory(dir int, h Header) error {
 		return within("open the directory", err)
 	}
 	defer unix.Close(fd)
+	if err := furnish(fd); err != nil {
+		return err
+	}
 	if err := fillDirectory(fd, h); err != nil {
 		return err
 	}
@@ -116,16 +119,13 @@ func buildDirectory(dir int, h Header) error {
 	return fsync(dir)
 }
 
-// fillDirectory makes what is missing in the cluster's directory, the header
-// last.
+// fillDirectory makes what is missing in the cluster's directory: the header,
+// then, last, the heartbeats file anew.
 func fillDirectory(fd int, h Header) error {
 	for _, name := range []string{nameSlots, nameLocks, nameProtected, namePoweredOff, nameBallast} {
 		if err := mkdirAt(fd, name); err != nil && !errors.Is(err, unix.EEXIST) {
 			return within("create "+name, err)
 		}
-	}
-	if err := makeHeartbeats(fd, h); err != nil {
-		return within("create "+nameHeartbeats, err)
 	}
 	ballast, err := openDir(fd, nameBallast)
 	if err != nil {
@@ -141,6 +141,9 @@ func fillDirectory(fd int, h Header) error {
 	}
 	if err := replaceFile(fd, nameHeader, nameHeader, data); err != nil {
 		return within("write "+nameHeader, err)
+	}
+	if err := makeHeartbeats(fd, h); err != nil {
+		return within("create "+nameHeartbeats, err)
 	}
 	return nil
 }

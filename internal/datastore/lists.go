@@ -18,11 +18,20 @@ func (p *Posix) WriteList(list model.ProtectedList) error {
 	return wrap("write protected list", fmt.Sprintf("of term %d on %s", list.Term, p.path), p.writeList(list))
 }
 
-func (p *Posix) writeList(list model.ProtectedList) error {
+func sealList(list model.ProtectedList) ([]byte, error) {
 	if list.Term == 0 {
-		return faultf(KindInvalid, "term 0: terms count from 1")
+		return nil, faultf(KindInvalid, "term 0: terms count from 1")
 	}
-	data, err := seal(whatList, list, maxList)
+	for i, vm := range list.VMs {
+		if err := vm.ID.Validate(); err != nil {
+			return nil, &fault{kind: KindInvalid, cause: fmt.Sprintf("vms[%d]", i), err: err}
+		}
+	}
+	return seal(whatList, list, maxList)
+}
+
+func (p *Posix) writeList(list model.ProtectedList) error {
+	data, err := sealList(list)
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,7 @@ const (
 	ReasonYield     = "yield"            // a list's owner stepped down
 	ReasonForced    = "forced"           // released by an administrator (break-glass)
 	ReasonHostOff   = "host-shutdown"    // the host went down on purpose
+	ReasonRepaired  = "repaired"         // the datastore was repaired; whoever ran the VM is frozen and may claim it
 )
 
 // LockRecord is one immutable record of a lock: the file <lock>/<epoch>.
