@@ -308,3 +308,13 @@ func (v *VMTimeline) find(k Kind) *float64 {
 	}
 	return nil
 }
+
+// BeginsFailover reports whether events of this kind are among the first of a
+// failover, so that the newest of them names the newest failover.
+func BeginsFailover(k Kind) bool {
+	switch k {
+	case LastHeartbeat, Silence, Verdict, VMDown:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,220 @@
+package local
+
+import (
+	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+// The paths of the API.
+const (
+	PathStatus = "/v1/status" // GET: Status
+	PathEvents = "/v1/events" // GET: event.Event as JSON lines; EventQuery's fields as parameters
+	PathAdmin  = "/v1/admin"  // POST fdm.AdminRequest: fdm.AdminReply
+	PathConfig = "/v1/config" // GET: the cluster file that this host keeps, as YAML
+)
+
+// MaxBody bounds every request and every answer but a followed event stream:
+// a cluster file of its largest size, in base64, with room for the rest.
+const MaxBody = 8 << 20
+
+// EventQuery selects events.
+type EventQuery struct {
+	// Failover keeps the events of one failover; "last" is the newest.
+	Failover string
+	// Limit is the most events that are given, the newest; 0 is DefaultEvents.
+	Limit int
+	// Follow goes on with new events until the client hangs up.
+	Follow bool
+}
+
+// Bounds of EventQuery.Limit.
+const (
+	DefaultEvents = 200
+	MaxEvents     = 20000
+)
+
+// Status is what a host knows of its cluster. Field names are those of
+// scenario files where they name the same thing; durations are in seconds.
+type Status struct {
+	// Host, Cluster and Software say who answers.
+	Host     model.HostID `json:"host"`
+	Cluster  string       `json:"cluster"`
+	Software string       `json:"software"`
+	// Role and State are this host's own; Primary is whom it follows.
+	Role    model.Role      `json:"role"`
+	State   model.HostState `json:"state"`
+	Primary model.HostID    `json:"primary,omitempty"`
+	// AgeSeconds is how old the primary's account is that the lists rest on.
+	AgeSeconds     float64 `json:"ageSeconds"`
+	HA             bool    `json:"ha"`
+	HostMonitoring bool    `json:"hostMonitoring"`
+	ConfigVersion  uint64  `json:"configVersion"`
+
+	Hosts      []Host      `json:"hosts"`
+	VMs        []VM        `json:"vms"`
+	Datastores []Datastore `json:"datastores"`
+	// Local is what only this host knows.
+	Local Local `json:"local"`
+	// Problems says what is wrong and what to do; empty when all is well.
+	Problems []Problem `json:"problems"`
+}
+
+// Problem is something wrong, for people.
+type Problem struct {
+	// About is the host, VM or datastore concerned; empty for the cluster.
+	About  string `json:"about,omitempty"`
+	Text   string `json:"text"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Host is one host of the cluster.
+type Host struct {
+	Name           model.HostID    `json:"name"`
+	Role           model.Role      `json:"role"`
+	State          model.HostState `json:"state"`
+	Reason         string          `json:"reason,omitempty"`
+	Armed          bool            `json:"armed"`
+	ArmedWhy       string          `json:"armedWhy,omitempty"`
+	Hook           bool            `json:"hook"`
+	Guard          bool            `json:"guard"`
+	Hypervisor     bool            `json:"hypervisor"`
+	ConfigVersion  uint64          `json:"configVersion"`
+	SilenceSeconds float64         `json:"silenceSeconds"`
+	// SlotAgeSeconds is the age of its heartbeat slot on each datastore, as
+	// the primary reads it.
+	SlotAgeSeconds map[model.DatastoreName]float64 `json:"slotAgeSeconds,omitempty"`
+	Leases         []Lease                         `json:"leases,omitempty"`
+	Memory         model.MiB                       `json:"memory"`
+	MemoryUsed     model.MiB                       `json:"memoryUsed"`
+}
+
+// Lease is a host's lease on one datastore.
+type Lease struct {
+	Datastore model.DatastoreName `json:"datastore"`
+	OK        bool                `json:"ok"`
+	Kind      string              `json:"kind,omitempty"`
+	Problem   string              `json:"problem,omitempty"`
+	// LeftSeconds is negative after the lease lapsed.
+	LeftSeconds float64    `json:"leftSeconds"`
+	ListTerm    model.Term `json:"listTerm,omitempty"`
+}
+
+// VM is one virtual machine.
+type VM struct {
+	Name           string              `json:"name"`
+	ID             model.VMID          `json:"id"`
+	State          model.VMState       `json:"state"`
+	Host           model.HostID        `json:"host,omitempty"`
+	Datastore      model.DatastoreName `json:"datastore,omitempty"`
+	Protected      bool                `json:"protected"`
+	Reason         string              `json:"reason,omitempty"`
+	Epoch          model.Epoch         `json:"epoch,omitempty"`
+	Alive          bool                `json:"alive"`
+	Priority       model.Priority      `json:"priority,omitempty"`
+	Attempts       int                 `json:"attempts,omitempty"`
+	RetryInSeconds float64             `json:"retryInSeconds,omitempty"`
+}
+
+// Datastore is one datastore and its protected list.
+type Datastore struct {
+	Name    model.DatastoreName `json:"name"`
+	Owner   model.HostID        `json:"owner,omitempty"`
+	Term    model.Term          `json:"term"`
+	VMs     int                 `json:"vms"`
+	Problem string              `json:"problem,omitempty"`
+}
+
+// Local is what only the answering host knows.
+type Local struct {
+	// Error is why the agent cannot work (state initError), Remedy what to do.
+	Error  string `json:"error,omitempty"`
+	Remedy string `json:"remedy,omitempty"`
+	// Notices are about this host's cluster file.
+	Notices           []string `json:"notices,omitempty"`
+	Guard             bool     `json:"guard"`
+	GuardProblem      string   `json:"guardProblem,omitempty"`
+	Hypervisor        bool     `json:"hypervisor"`
+	HypervisorProblem string   `json:"hypervisorProblem,omitempty"`
+	// LongestWriteSeconds is the longest heartbeat write since the guard
+	// started.
+	LongestWriteSeconds float64 `json:"longestWriteSeconds"`
+	Leases              []Lease `json:"leases,omitempty"`
+	Locks               []Lock  `json:"locks,omitempty"`
+	// Counters count what was dropped, refused or late since the agent started.
+	Counters map[string]uint64 `json:"counters"`
+}
+
+// Lock is a VM's lock that this host's guard holds.
+type Lock struct {
+	VM          model.VMID          `json:"vm"`
+	Name        string              `json:"name"`
+	Datastore   model.DatastoreName `json:"datastore"`
+	Epoch       model.Epoch         `json:"epoch"`
+	Phase       string              `json:"phase"`
+	Outstanding bool                `json:"outstanding,omitempty"`
+	Reason      string              `json:"reason,omitempty"`
+}
+
+// Failure is the body of an answer that is not 2xx.
+type Failure struct {
+	Error  string `json:"error"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// VMByName returns the VM of that name or id, or nil.
+func (s *Status) VMByName(name string) *VM {
+	for i := range s.VMs {
+		if s.VMs[i].Name == name || string(s.VMs[i].ID) == name {
+			return &s.VMs[i]
+		}
+	}
+	return nil
+}
+
+// HostByName returns the host of that name, or nil.
+func (s *Status) HostByName(name model.HostID) *Host {
+	for i := range s.Hosts {
+		if s.Hosts[i].Name == name {
+			return &s.Hosts[i]
+		}
+	}
+	return nil
+}
+
+// SetView fills the cluster's part from the core's view.
+func (s *Status) SetView(v fdm.ClusterView) {
+	s.Primary, s.AgeSeconds = v.Primary, v.Age.Seconds()
+	s.HA, s.HostMonitoring = v.HA, v.Monitoring
+	s.Hosts, s.VMs, s.Datastores = make([]Host, 0, len(v.Hosts)), make([]VM, 0, len(v.VMs)), make([]Datastore, 0, len(v.Datastores))
+	for _, h := range v.Hosts {
+		out := Host{Name: h.Name, Role: h.Role, State: h.State, Reason: h.Reason, Armed: h.Armed, ArmedWhy: h.ArmedWhy,
+			Hook: h.Hook, Guard: h.Guard, Hypervisor: h.Hypervisor, ConfigVersion: h.ConfigVersion,
+			SilenceSeconds: h.Silence.Seconds(), Leases: Leases(h.Datastores), Memory: h.Memory, MemoryUsed: h.MemoryUsed}
+		for name, age := range h.SlotAges {
+			if out.SlotAgeSeconds == nil {
+				out.SlotAgeSeconds = map[model.DatastoreName]float64{}
+			}
+			out.SlotAgeSeconds[name] = age.Seconds()
+		}
+		s.Hosts = append(s.Hosts, out)
+	}
+	for _, v := range v.VMs {
+		s.VMs = append(s.VMs, VM{Name: v.Name, ID: v.ID, State: v.State, Host: v.Host, Datastore: v.Home,
+			Protected: v.Protected, Reason: v.Reason, Epoch: v.Epoch, Alive: v.Alive, Priority: v.Priority,
+			Attempts: v.Attempts, RetryInSeconds: v.RetryIn.Seconds()})
+	}
+	for _, d := range v.Datastores {
+		s.Datastores = append(s.Datastores, Datastore(d))
+	}
+}
+
+// Leases converts the guard's account of its datastores.
+func Leases(list []lease.DatastoreStatus) []Lease {
+	out := make([]Lease, 0, len(list))
+	for _, d := range list {
+		out = append(out, Lease{Datastore: d.Name, OK: d.OK, Kind: d.Kind, Problem: d.Problem,
+			LeftSeconds: d.LeaseLeft.Seconds(), ListTerm: d.ListTerm})
+	}
+	return out
+}

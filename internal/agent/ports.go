@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/datastore"
+	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+// core is the machine as the loop uses it.
+type core interface {
+	Step(now time.Duration, ev fdm.Event) []fdm.Effect
+	Next() time.Duration
+	View(now time.Duration) fdm.ClusterView
+}
+
+// Transport carries datagrams and messages between the agents of a cluster.
+// Sending never blocks.
+type Transport interface {
+	// Datagram sends over one network; it may be lost.
+	Datagram(to model.HostID, network string, payload []byte)
+	// Message sends over the reliable link; it is lost when the link is down
+	// or breaks.
+	Message(to model.HostID, payload []byte)
+	// Configure takes members and networks from a new cluster file.
+	Configure(c *config.Cluster) error
+	// Counters counts what was refused or dropped, by reason.
+	Counters() map[string]uint64
+	Close() error
+}
+
+// Receiver is what a Transport calls for what arrives. Message and Link may
+// block, which slows that link down; Datagram returns at once.
+type Receiver interface {
+	Datagram(from model.HostID, network string, payload []byte)
+	Message(from model.HostID, payload []byte)
+	Link(host model.HostID, up bool, reason string)
+}
+
+// Guard is a connection to this host's guard.
+type Guard interface {
+	// Do sends a request, whose ID it sets, and waits for the reply. It may be
+	// called concurrently.
+	Do(ctx context.Context, req lease.Request) (lease.Reply, error)
+	// Notices is closed when the connection ends.
+	Notices() <-chan lease.Notice
+	Close() error
+}
+
+// Store is what the agent does with a datastore (datastore.Driver has more).
+type Store interface {
+	ReadSlots() ([]model.SlotReading, error)
+	ReadList() (model.ProtectedList, error)
+	WriteList(list model.ProtectedList) error
+	Highest(lock model.LockID) (model.LockRecord, error)
+}
+
+var _ Store = datastore.Driver(nil)
+
+// Ports are the agent's connections to the world; all are required.
+type Ports struct {
+	// OpenTransport listens for the other agents.
+	OpenTransport func(c *config.Cluster, r Receiver) (Transport, error)
+	// DialGuard connects to the guard and subscribes to its notices.
+	DialGuard func(ctx context.Context) (Guard, error)
+	// OpenStore makes the driver of a datastore; it must not touch the storage.
+	OpenStore func(c *config.Cluster, d config.Datastore) (Store, error)
+	// Ping sends ICMP echoes to addresses until one answers or ctx ends.
+	Ping func(ctx context.Context, addrs []netip.Addr) bool
+	// Now is the time since boot, suspend included.
+	Now func() time.Duration
+}
