@@ -35,6 +35,10 @@ func Init() error {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 			return report(fmt.Errorf("enter a cgroup namespace: %w", err))
 		}
+		// The supervisor's own priority is not the host's.
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 0); err != nil {
+			return report(fmt.Errorf("reset the priority: %w", err))
+		}
 		return report(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), stageEnv+"=2")))
 	}
 	os.Unsetenv(stageEnv)
