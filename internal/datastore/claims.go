@@ -269,10 +269,21 @@ func linkNew(dir int, name, tag string, data []byte) error {
 	if err := writeTemp(dir, tmp, data); err != nil {
 		return err
 	}
-	err := retry(func() error { return unix.Linkat(dir, tmp, dir, name, 0) })
+	err := linkTemp(dir, tmp, name)
 	if err == nil {
 		err = fsync(dir)
 	}
 	_ = unlinkAt(dir, tmp) // what stays behind is removed by the next prune
+	return err
+}
+
+// linkTemp gives the temporary file its final name; EEXIST if that is taken.
+func linkTemp(dir int, tmp, name string) error {
+	err := retry(func() error { return unix.Linkat(dir, tmp, dir, name, 0) })
+	if errors.Is(err, unix.ENOENT) {
+		// Somebody pruned the temporary file, which is done when the name is
+		// taken. If the directory itself is gone, the next listing says so.
+		return unix.EEXIST
+	}
 	return err
 }

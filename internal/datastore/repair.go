@@ -30,6 +30,8 @@ type RepairOptions struct {
 	// RolledBack permits to begin anew on a datastore whose header is intact:
 	// what was rolled back looks healthy by itself.
 	RolledBack bool
+	// PlainDirectory permits to make the directory where nothing is mounted.
+	PlainDirectory bool
 	// By is the host on which the administrator repairs, for the records.
 	By   model.HostID
 	Boot model.BootID
@@ -162,6 +164,9 @@ func (x *repair) judge() error {
 	}
 	x.header.Generation = max(x.header.Generation+1, x.opts.Generation)
 	for _, f := range report.Faults {
+		if f.Kind == KindNotMounted && x.opts.PlainDirectory {
+			continue
+		}
 		switch f.Kind {
 		case KindNotInitialised, KindCorrupt, KindTorn, KindShort, KindMissing:
 		case KindForeign:
