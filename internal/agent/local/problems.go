@@ -84,7 +84,7 @@ func (s *Status) hostProblems(h Host, add func(about, remedy, format string, arg
 		add(name, "load a watchdog driver (softdog, if there is no hardware), see docs/operations.md", "%s is not armed: %s", name, orUnknown(h.ArmedWhy))
 	}
 	if !h.Hook {
-		add(name, "restart libvirtd there so that it loads the hook; `hanok-guard hook install` puts it back", "libvirt on %s does not ask Hanok's hook.", name)
+		add(name, "restart libvirtd there so that it loads the hook; `hanok-guard install-hook` puts it back", "libvirt on %s does not ask Hanok's hook.", name)
 	}
 	if !h.Hypervisor {
 		add(name, "systemctl restart libvirtd there", "libvirt on %s does not answer.", name)

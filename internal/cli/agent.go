@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"log/slog"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"hanok.dev/hanok/internal/agent"
+	"hanok.dev/hanok/internal/hypervisor/libvirt"
+	"hanok.dev/hanok/internal/paths"
+	"hanok.dev/hanok/internal/version"
+)
+
+// Settings of the garbage collector: an idle agent holds a few MiB, so that a
+// quarter more before the next collection costs nothing. The limit is soft.
+const (
+	gcPercent   = 25
+	memoryLimit = 30 << 20
+)
+
+func newAgent(a *app) *cobra.Command {
+	var stateDir, pkiDir, libvirtSocket string
+	cmd := &cobra.Command{Use: "agent", Short: "Run this host's agent (a service starts it)", Args: cobra.NoArgs}
+	f := cmd.Flags()
+	f.StringVar(&stateDir, "state-dir", paths.StateDir, "directory of the events")
+	f.StringVar(&pkiDir, "pki-dir", paths.PKIDir, "directory of the host's certificate")
+	f.StringVar(&libvirtSocket, "libvirt-socket", "", "socket of libvirtd (default: libvirt's own)")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		debug.SetGCPercent(gcPercent)
+		debug.SetMemoryLimit(memoryLimit)
+		log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), nil)).With("id", "fdm")
+		ag, err := agent.New(agent.Config{ClusterFile: a.clusterFile, StateDir: stateDir, Socket: a.socket, Log: log,
+			Hypervisor: libvirt.New(libvirt.Config{Socket: libvirtSocket}),
+			Ports:      agent.HostPorts(pkiDir, a.guardSocket, log)})
+		if err != nil {
+			return err
+		}
+		log.Info("the agent starts", "version", version.Version, "pid", os.Getpid())
+		err = ag.Run(c.Context())
+		log.Info("the agent ends")
+		return err
+	}
+	return cmd
+}

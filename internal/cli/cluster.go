@@ -1,0 +1,307 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/model"
+)
+
+// applyWait is how long `cluster apply` waits for the hosts.
+const applyWait = 30 * time.Second
+
+func newCluster(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "cluster", Short: "Show and change the cluster file"}
+	cmd.AddCommand(newApply(a), newShow(a), newOptions(a))
+	return cmd
+}
+
+func newApply(a *app) *cobra.Command {
+	var file string
+	var dryRun, yes bool
+	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Check a cluster file, show what changes, and bring it into force", Args: cobra.NoArgs,
+		Long: `Check a cluster file, show what changes, and bring it into force on all hosts.
+Its version is raised above the one in force. FILE may be - for standard input.
+
+On a host that has no cluster file yet it becomes the first one.`}
+	f := cmd.Flags()
+	f.StringVarP(&file, "file", "f", "", "the cluster file, - for standard input")
+	f.BoolVar(&dryRun, "dry-run", false, "only check and show")
+	f.BoolVarP(&yes, "yes", "y", false, "do not ask")
+	_ = cmd.MarkFlagRequired("file")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		next, err := a.readCluster(file)
+		if err != nil {
+			return err
+		}
+		return a.apply(c, next, dryRun, yes)
+	}
+	return cmd
+}
+
+func (a *app) readCluster(file string) (*config.Cluster, error) {
+	var data []byte
+	var err error
+	if file == "-" {
+		data, err = io.ReadAll(io.LimitReader(a.in, config.MaxSize+1))
+	} else {
+		data, err = readFile(file, config.MaxSize)
+	}
+	if err != nil {
+		return nil, Fail(ExitUsage, "", "cluster file: %w", err)
+	}
+	c, err := config.Parse(data)
+	if err == nil {
+		err = c.CheckDeployable("")
+	}
+	if err != nil {
+		return nil, Fail(ExitRefused, "nothing was changed; correct the file", "%s: %w", file, err)
+	}
+	return c, nil
+}
+
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit+1))
+}
+
+// apply brings next into force.
+func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) error {
+	ctx, out := c.Context(), c.OutOrStdout()
+	now, err := a.config(ctx)
+	if err != nil {
+		return a.applyFirst(c, next, dryRun, err)
+	}
+	next = next.Clone()
+	stale := next.Version < now.Version
+	next.Version = max(next.Version, now.Version+1)
+	diff := config.Diff(now, next)
+	if len(diff) == 0 {
+		fmt.Fprintf(out, "nothing changes; version %d stays in force\n", now.Version)
+		return nil
+	}
+	for _, d := range diff {
+		fmt.Fprintln(out, d)
+	}
+	if stale {
+		fmt.Fprintf(c.ErrOrStderr(), "note: the file was made from an older version than %d, which is in force: look whether it takes back what others changed\n", now.Version)
+	}
+	if bad := next.HA.Options.Ineffective(); len(bad) > 0 {
+		fmt.Fprintf(c.ErrOrStderr(), "note: this version of Hanok does not act on %s\n", strings.Join(bad, ", "))
+	}
+	if dryRun {
+		fmt.Fprintf(out, "would become version %d\n", next.Version)
+		return nil
+	}
+	if !yes {
+		if err := a.confirm(c, fmt.Sprintf("Bring this into force as version %d? [y/N] ", next.Version), "y", "yes"); err != nil {
+			return err
+		}
+	}
+	return a.handOver(c, next)
+}
+
+// handOver gives the cluster file to the primary and waits for the hosts.
+func (a *app) handOver(c *cobra.Command, next *config.Cluster) error {
+	data, err := next.Marshal()
+	if err != nil {
+		return err
+	}
+	text, err := a.order(c.Context(), fdm.AdminRequest{Apply: &fdm.ConfigOffer{Version: next.Version, File: data}})
+	if err != nil {
+		return err
+	}
+	say := progress{w: c.ErrOrStderr()}
+	if text != "" {
+		say.say("%s", text)
+	}
+	ctx, cancel := context.WithTimeout(c.Context(), applyWait)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	var have, wait, away []string
+	for {
+		if s, err := a.status(ctx); err == nil {
+			have, wait, away = acknowledged(s, next.Version)
+			say.say("version %d: %d of %d hosts have it", next.Version, len(have), len(have)+len(wait)+len(away))
+			if s.ConfigVersion >= next.Version && len(wait) == 0 {
+				fmt.Fprintf(c.OutOrStdout(), "version %d is in force on %s\n", next.Version, strings.Join(have, ", "))
+				if len(away) > 0 {
+					fmt.Fprintf(c.OutOrStdout(), "not connected, they get it when they come back: %s\n", strings.Join(away, ", "))
+				}
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return Fail(ExitTimeout, "`hanok status` shows who has it; a host that refuses says so in `hanok events`", "version %d was not acknowledged within %v by %s", next.Version, applyWait, dash(strings.Join(wait, ", ")))
+		case <-tick.C:
+		}
+	}
+}
+
+// acknowledged sorts the hosts: those with the version, those that should get
+// it now, and those that are away.
+func acknowledged(s *local.Status, version uint64) (have, wait, away []string) {
+	for _, h := range s.Hosts {
+		switch {
+		case h.ConfigVersion >= version || h.Name == s.Host && s.ConfigVersion >= version:
+			have = append(have, string(h.Name))
+		case !s.HA, h.State == model.HostPrimary, h.State == model.HostConnected, h.State == model.HostMaintenance, h.State == model.HostElection:
+			wait = append(wait, string(h.Name))
+		default:
+			away = append(away, string(h.Name))
+		}
+	}
+	sort.Strings(have)
+	return have, wait, away
+}
+
+// applyFirst makes next the first cluster file of this host, if it has none.
+func (a *app) applyFirst(c *cobra.Command, next *config.Cluster, dryRun bool, why error) error {
+	store := config.Store{Path: a.clusterFile}
+	loaded, err := store.Load()
+	switch {
+	case err == nil:
+		return fmt.Errorf("this host has version %d of the cluster file, but its agent cannot take another: %w", loaded.Cluster.Version, why)
+	case !errors.Is(err, fs.ErrNotExist):
+		fmt.Fprintf(c.ErrOrStderr(), "note: the cluster file of this host is unusable: %v\n", err)
+	}
+	if dryRun {
+		fmt.Fprintf(c.OutOrStdout(), "would become the cluster file of this host, version %d\n", next.Version)
+		return nil
+	}
+	if err := store.Save(next); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.OutOrStdout(), "version %d is the cluster file of this host now (%s); its daemons take it over by themselves\ncopy it to the other hosts, or apply it there as well\n", next.Version, a.clusterFile)
+	return nil
+}
+
+// confirm asks on the terminal and wants one of the answers.
+func (a *app) confirm(c *cobra.Command, question string, answers ...string) error {
+	if !isTerminal(a.in) {
+		return usage("give --yes to go on without a question", "there is no terminal to ask on")
+	}
+	fmt.Fprint(c.ErrOrStderr(), question)
+	line, err := bufio.NewReader(io.LimitReader(a.in, 4096)).ReadString('\n')
+	if err != nil && line == "" {
+		return Fail(ExitRefused, "", "nothing was changed: no answer")
+	}
+	for _, want := range answers {
+		if strings.TrimSpace(line) == want {
+			return nil
+		}
+	}
+	return Fail(ExitRefused, "", "nothing was changed")
+}
+
+func newShow(a *app) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{Use: "show", Short: "Show the cluster file in force", Args: cobra.NoArgs}
+	cmd.Flags().StringVarP(&out, "output", "o", "yaml", "output: yaml or json")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		if out != "yaml" && out != "json" {
+			return usage("use -o yaml or -o json", "unknown output %q", out)
+		}
+		now, err := a.config(c.Context())
+		if err != nil {
+			return err
+		}
+		b, err := now.Marshal()
+		if err == nil && out == "json" {
+			b, err = yaml.YAMLToJSON(b)
+			b = append(b, '\n')
+		}
+		if err != nil {
+			return err
+		}
+		_, err = c.OutOrStdout().Write(b)
+		return err
+	}
+	return cmd
+}
+
+func newOptions(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "options", Short: "List the advanced options, their defaults and what is set", Args: cobra.NoArgs}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		js, err := asJSON(*out)
+		if err != nil {
+			return err
+		}
+		var set config.Options
+		now, err := a.config(c.Context())
+		if err == nil {
+			set = now.HA.Options
+		} else {
+			fmt.Fprintf(c.ErrOrStderr(), "note: what is set cannot be shown: %v\n", err)
+		}
+		list := set.Describe()
+		if js {
+			return writeJSON(c.OutOrStdout(), list)
+		}
+		t := &table{header: []string{"OPTION", "TYPE", "DEFAULT", "SET", "ACTS", "MEANING"}}
+		for _, o := range list {
+			name := o.Name
+			if o.Numbered {
+				name += "0-9"
+			}
+			var parts []string
+			for k, v := range o.Set {
+				if o.Numbered {
+					v = k + "=" + v
+				}
+				parts = append(parts, v)
+			}
+			sort.Strings(parts)
+			t.add(name, string(o.Kind), dash(o.Default), dash(strings.Join(parts, " ")), yesNo(o.Effective), o.Meaning)
+		}
+		t.write(c.OutOrStdout(), painterFor(c.OutOrStdout()))
+		return nil
+	}
+	return cmd
+}
+
+func newHA(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "ha", Short: "Switch high availability, or host monitoring, on and off"}
+	cmd.AddCommand(newSwitch(a, "on", "Switch high availability on", func(h *config.HA) { h.Enabled = true }),
+		newSwitch(a, "off", "Switch high availability off; running VMs run on", func(h *config.HA) { h.Enabled = false }))
+	monitoring := &cobra.Command{Use: "monitoring", Short: "Switch host monitoring, for work on the network"}
+	monitoring.AddCommand(newSwitch(a, "on", "Watch the hosts", func(h *config.HA) { h.HostMonitoring = true }),
+		newSwitch(a, "off", "No verdicts on hosts, no isolation response", func(h *config.HA) { h.HostMonitoring = false }))
+	cmd.AddCommand(monitoring)
+	return cmd
+}
+
+// newSwitch is a command that changes one setting of the cluster file.
+func newSwitch(a *app, use, short string, change func(*config.HA)) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			now, err := a.config(c.Context())
+			if err != nil {
+				return err
+			}
+			next := now.Clone()
+			change(&next.HA)
+			return a.apply(c, next, false, true)
+		}}
+}

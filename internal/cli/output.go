@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// outputFlag adds -o to a command.
+func outputFlag(cmd *cobra.Command) *string {
+	o := cmd.Flags().StringP("output", "o", "table", "output: table or json")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return o
+}
+
+// asJSON reports whether -o says json; an unknown word is an error.
+func asJSON(o string) (bool, error) {
+	switch o {
+	case "json":
+		return true, nil
+	case "table", "":
+		return false, nil
+	}
+	return false, usage("use -o table or -o json", "unknown output %q", o)
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// Colours, used on terminals only.
+const (
+	plain  = ""
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	red    = "\x1b[31m"
+	grey   = "\x1b[90m"
+	bold   = "\x1b[1m"
+	reset  = "\x1b[0m"
+)
+
+// painter colours text if its output is a terminal.
+type painter bool
+
+func (p painter) paint(colour, s string) string {
+	if !bool(p) || colour == plain || s == "" {
+		return s
+	}
+	return colour + s + reset
+}
+
+// isTerminal reports whether w is a terminal.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+func painterFor(w io.Writer) painter {
+	return painter(isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
+}
+
+// table is rows of cells in columns as wide as needed.
+type table struct {
+	header []string
+	rows   [][]string
+	colour func(row, column int, cell string) string
+}
+
+func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+
+func (t *table) write(w io.Writer, p painter) {
+	widths := make([]int, len(t.header))
+	for _, row := range append([][]string{t.header}, t.rows...) {
+		for i, c := range row {
+			if n := utf8.RuneCountInString(c); i < len(widths) && n > widths[i] {
+				widths[i] = n
+			}
+		}
+	}
+	line := func(row []string, paint func(i int, s string) string) {
+		var b strings.Builder
+		for i, c := range row {
+			pad := ""
+			if i < len(row)-1 {
+				pad = strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c)+2)
+			}
+			b.WriteString(paint(i, c) + pad)
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+	}
+	line(t.header, func(_ int, s string) string { return p.paint(bold, s) })
+	for n, row := range t.rows {
+		line(row, func(i int, s string) string {
+			if t.colour == nil {
+				return s
+			}
+			return p.paint(t.colour(n, i, s), s)
+		})
+	}
+}
+
+// progress writes what goes on while a command waits: each change once, to
+// standard error, so that output can be piped.
+type progress struct {
+	w    io.Writer
+	last string
+}
+
+func (p *progress) say(format string, args ...any) {
+	if s := fmt.Sprintf(format, args...); s != p.last {
+		p.last = s
+		fmt.Fprintln(p.w, s)
+	}
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// plural is "1 VM" or "3 VMs".
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/model"
+)
+
+func newVM(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "vm", Short: "List, protect, start and stop VMs"}
+	cmd.AddCommand(newVMList(a), newVMShow(a), newProtect(a), newUnprotect(a), newDrift(a),
+		newPower(a, power{use: "start", short: "Start a VM where it fits", done: "runs",
+			request: func(r *fdm.VMRef) fdm.AdminRequest { return fdm.AdminRequest{Start: r} },
+			reached: func(v *local.VM) bool { return v.State == model.VMStarted }}),
+		newPower(a, power{use: "stop", short: "Shut a VM down through its guest; it stays down", done: "is stopped",
+			request: func(r *fdm.VMRef) fdm.AdminRequest { return fdm.AdminRequest{Shutdown: r} },
+			reached: func(v *local.VM) bool { return v.State == model.VMStopped }}),
+		newPower(a, power{use: "kill", short: "End a VM at once; it stays down", done: "is stopped",
+			request: func(r *fdm.VMRef) fdm.AdminRequest { return fdm.AdminRequest{Kill: r} },
+			reached: func(v *local.VM) bool { return v.State == model.VMStopped }}))
+	return cmd
+}
+
+// status asks the agent of this host, and fails when it cannot work.
+func (a *app) status(ctx context.Context) (*local.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	s, err := a.agent().Status(ctx)
+	if err == nil && s.Local.Error != "" {
+		return nil, Fail(ExitFailed, s.Local.Remedy, "the agent of this host cannot work: %s", s.Local.Error)
+	}
+	return s, err
+}
+
+// vm finds one VM of the cluster.
+func (a *app) vm(ctx context.Context, name string) (*local.Status, *local.VM, error) {
+	s, err := a.status(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if v := s.VMByName(name); v != nil {
+		return s, v, nil
+	}
+	return s, nil, Fail(ExitNotFound, "`hanok vm list` shows the VMs of the cluster; `hanok vm protect "+name+"` on the host that has it adds it", "no VM %q is known", name)
+}
+
+func newVMList(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List the VMs of the cluster", Args: cobra.NoArgs}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		js, err := asJSON(*out)
+		if err != nil {
+			return err
+		}
+		s, err := a.status(c.Context())
+		if err != nil {
+			return err
+		}
+		if js {
+			return writeJSON(c.OutOrStdout(), s.VMs)
+		}
+		vmTable(s).write(c.OutOrStdout(), painterFor(c.OutOrStdout()))
+		return nil
+	}
+	return cmd
+}
+
+func newVMShow(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "show VM", Short: "Show what is known of one VM", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeFrom(vmNames)}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		js, err := asJSON(*out)
+		if err != nil {
+			return err
+		}
+		_, v, err := a.vm(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if js {
+			return writeJSON(c.OutOrStdout(), v)
+		}
+		printVM(c.OutOrStdout(), v)
+		return nil
+	}
+	return cmd
+}
+
+func printVM(w io.Writer, v *local.VM) {
+	line := func(name, value string) { fmt.Fprintf(w, "%-12s %s\n", name, dash(value)) }
+	line("name", v.Name)
+	line("id", string(v.ID))
+	line("state", string(v.State))
+	line("host", string(v.Host))
+	line("datastore", string(v.Datastore))
+	line("protected", yesNo(v.Protected))
+	line("reason", v.Reason)
+	line("guest", map[bool]string{true: "alive"}[v.Alive])
+	line("priority", string(v.Priority))
+	if v.Epoch > 0 {
+		line("lock epoch", fmt.Sprint(v.Epoch))
+	}
+	if v.Attempts > 0 {
+		line("attempts", fmt.Sprint(v.Attempts))
+	}
+	if v.RetryInSeconds > 0 {
+		line("next in", fmt.Sprintf("%.0f s", v.RetryInSeconds))
+	}
+}
+
+// order sends a request and turns a refusal into an error.
+func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
+	r, err := a.agent().Admin(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	if !r.OK {
+		return "", Fail(ExitRefused, "", "%s", r.Text)
+	}
+	return r.Text, nil
+}
+
+func newUnprotect(a *app) *cobra.Command {
+	return &cobra.Command{Use: "unprotect VM", Short: "Stop protecting a VM; it runs on", Args: cobra.ExactArgs(1),
+		Long:              "Stop protecting a VM: it runs on, and nothing restarts it. Its lock and its\ndefinition stay on the datastore.",
+		ValidArgsFunction: a.completeFrom(vmNames),
+		RunE: func(c *cobra.Command, args []string) error {
+			text, err := a.order(c.Context(), fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: args[0]}})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), text)
+			return nil
+		}}
+}
+
+type power struct {
+	use, short, done string
+	request          func(*fdm.VMRef) fdm.AdminRequest
+	reached          func(*local.VM) bool
+}
+
+// newPower is a command that changes whether a VM runs, and waits for it.
+func newPower(a *app, p power) *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{Use: p.use + " VM", Short: p.short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeFrom(vmNames)}
+	cmd.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for it; 0 does not wait")
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		text, err := a.order(c.Context(), p.request(&fdm.VMRef{Name: args[0]}))
+		if err != nil {
+			return err
+		}
+		say := progress{w: c.ErrOrStderr()}
+		if text != "" {
+			say.say("%s", text)
+		}
+		if wait <= 0 {
+			return nil
+		}
+		v, err := a.await(c.Context(), wait, args[0], &say, p.reached)
+		if err != nil {
+			return err
+		}
+		where := ""
+		if v.State == model.VMStarted && v.Host != "" {
+			where = " on " + string(v.Host)
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s %s%s\n", v.Name, p.done, where)
+		return nil
+	}
+	return cmd
+}
+
+// pollEvery is the pause between looks while a command waits.
+const pollEvery = 300 * time.Millisecond
+
+// await looks at a VM until it is as wanted, and says what goes on.
+func (a *app) await(ctx context.Context, limit time.Duration, name string, say *progress, reached func(*local.VM) bool) (*local.VM, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	last := "it is not known yet"
+	for {
+		s, err := a.status(ctx)
+		if err == nil {
+			if v := s.VMByName(name); v != nil {
+				if reached(v) {
+					return v, nil
+				}
+				last = fmt.Sprintf("it is %s", v.State)
+				if v.Reason != "" {
+					last += ", " + v.Reason
+				}
+				say.say("waiting for %s: %s", name, last)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, Fail(ExitTimeout, "it may still happen: `hanok vm show "+name+"`", "%s: not within %v: %s", name, limit, last)
+		case <-tick.C:
+		}
+	}
+}
