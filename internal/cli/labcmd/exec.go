@@ -1,28 +1,43 @@
 package labcmd
 
 import (
-	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"hanok.dev/hanok/internal/lab/cgroup"
 	"hanok.dev/hanok/internal/paths"
 )
-
-// ExitError asks main to end with this exit status without a message: a
-// command inside a host has said what was wrong.
-type ExitError int
-
-// Error describes the status.
-func (e ExitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 func newExec(open opener) *cobra.Command {
 	return &cobra.Command{
 		Use: "exec HOST -- COMMAND...", Short: "Run a command inside a host; its exit status is passed on",
 		Args: cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, open, args[0], args[1:]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := open()
+			if err != nil {
+				return err
+			}
+			inside, release, err := c.Command(cmd.Context(), args[0], args[1:]...)
+			if err != nil {
+				return err
+			}
+			defer release()
+			// As a process of the host it ends with the host.
+			group, err := cgroup.At(c.Layout().HostCgroup(args[0]))
+			if err != nil {
+				return err
+			}
+			if err := group.Add(os.Getpid()); err != nil {
+				return fmt.Errorf("enter host %s: %w", args[0], err)
+			}
+			return become(inside)
+		},
 	}
 }
 
@@ -46,12 +61,18 @@ func newLogs(open opener) *cobra.Command {
 			if follow {
 				argv = append(argv, "-F")
 			}
+			found := false
 			for _, n := range names {
-				argv = append(argv, filepath.Join(c.Layout().HostVar(args[0]), paths.LogDir[len("/var/"):], n+".log"))
+				path := filepath.Join(c.Layout().HostVar(args[0]), strings.TrimPrefix(paths.LogDir, "/var/"), n+".log")
+				if _, err := os.Stat(path); err == nil {
+					found = true
+					argv = append(argv, path)
+				}
 			}
-			tail := exec.CommandContext(cmd.Context(), "tail", argv...)
-			tail.Stdout, tail.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
-			return exitStatus(tail.Run())
+			if !found {
+				return fmt.Errorf("lab %s has no logs %s of a host %q", c.Layout().Name(), strings.Join(names, ", "), args[0])
+			}
+			return become(exec.Command("tail", argv...))
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is added")
@@ -59,24 +80,18 @@ func newLogs(open opener) *cobra.Command {
 	return cmd
 }
 
-func run(cmd *cobra.Command, open opener, host string, argv []string) error {
-	c, err := open()
-	if err != nil {
-		return err
+// become replaces this process by the command, so that its terminal, signals
+// and exit status are the command's own.
+func become(cmd *exec.Cmd) error {
+	if cmd.Err != nil {
+		return cmd.Err
 	}
-	inside, release, err := c.Command(cmd.Context(), host, argv...)
-	if err != nil {
-		return err
+	env := cmd.Env
+	if env == nil {
+		env = os.Environ()
 	}
-	defer release()
-	inside.Stdin, inside.Stdout, inside.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
-	return exitStatus(inside.Run())
-}
-
-func exitStatus(err error) error {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return ExitError(exit.ExitCode())
+	if err := unix.Exec(cmd.Path, cmd.Args, env); err != nil {
+		return fmt.Errorf("execute %s: %w", cmd.Path, err)
 	}
-	return err
+	return nil
 }
