@@ -247,23 +247,29 @@ func (p *Posix) highest(lock model.LockID) (model.LockRecord, error) {
 		return model.LockRecord{}, err
 	}
 	defer unix.Close(dir)
+	before := p.seenEpoch(lock) // before listing: another goroutine may see a newer one meanwhile
 	rec, err := highestIn(dir, lock)
 	if err != nil {
 		return model.LockRecord{}, err
 	}
-	return rec, p.remember(lock, rec.Epoch)
-}
-
-// remember keeps the highest epoch seen of a lock and notices when it falls.
-func (p *Posix) remember(lock model.LockID, epoch model.Epoch) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if before := p.seen[lock]; epoch < before {
-		return faultf(KindChanged, "the highest record is %d, but it was %d before: the datastore went back in time", epoch, before).
+	if rec.Epoch < before {
+		return rec, faultf(KindChanged, "the highest record is %d, but it was %d before: the datastore went back in time", rec.Epoch, before).
 			advise(repairRemedy)
 	}
-	p.seen[lock] = epoch
-	return nil
+	p.sawEpoch(lock, rec.Epoch)
+	return rec, nil
+}
+
+func (p *Posix) seenEpoch(lock model.LockID) model.Epoch {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen[lock]
+}
+
+func (p *Posix) sawEpoch(lock model.LockID, epoch model.Epoch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen[lock] = max(p.seen[lock], epoch)
 }
 
 // highestIn reads the record with the highest epoch of a fresh listing.

@@ -63,6 +63,7 @@ func Run(t *testing.T, makeWorld func(t *testing.T) *World) {
 		{"locks", testLocks},
 		{"lock order", testLockOrder},
 		{"claims at once", testClaimsAtOnce},
+		{"reads during links", testReadsDuringLinks},
 		{"lists", testLists},
 		{"power-off notes", testNotes},
 		{"invalid values", testInvalid},
@@ -396,6 +397,33 @@ func testClaimsAtOnce(t *testing.T, w *World) {
 	bad.State, bad.MoveID = model.LockHanded, "move"
 	_, _, err = datastore.Claim(first, bad)
 	wantKind(t, "handed after released", err, datastore.KindInvalid)
+}
+
+// testReadsDuringLinks uses one driver from several goroutines.
+func testReadsDuringLinks(t *testing.T, w *World) {
+	const last = 60
+	lock := model.VMLock(vm1)
+	d := w.Open()
+	ok(t, d.CreateLock(lock, record("", 0, "host1")))
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			var before model.Epoch
+			for before < last {
+				rec, err := d.Highest(lock)
+				if err != nil || rec.Epoch < before {
+					t.Errorf("highest %v after %d: %v", rec, before, err)
+					return
+				}
+				before = rec.Epoch
+			}
+		})
+	}
+	for epoch := model.Epoch(2); epoch <= last; epoch++ {
+		ok(t, d.Link(record(lock, epoch, "host1")))
+		ok(t, d.Prune(lock))
+	}
+	wg.Wait()
 }
 
 func listOf(term model.Term, version uint64, vms int) model.ProtectedList {
