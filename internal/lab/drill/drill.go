@@ -208,38 +208,47 @@ func (d Drill) Violations(ctx context.Context) ([]lab.Violation, error) {
 	return st.Violations, err
 }
 
-// Timeline returns the newest failover in which host failed, as told by the
-// primary, or an error if there is none yet.
+// LastTimeline returns the newest failover by the primary's events.
+func (d Drill) LastTimeline(ctx context.Context) (event.Timeline, error) {
+	return d.timeline(ctx, "last")
+}
+
+// Timeline returns the newest failover in which host failed, or an error if
+// there is none yet.
 func (d Drill) Timeline(ctx context.Context, host string) (event.Timeline, error) {
+	var list []event.Summary
+	if err := d.events(ctx, "list", &list); err != nil {
+		return event.Timeline{}, err
+	}
+	for _, s := range slices.Backward(list) {
+		if string(s.Host) == host {
+			return d.timeline(ctx, s.Failover)
+		}
+	}
+	return event.Timeline{}, fmt.Errorf("no failover of %s among %d", host, len(list))
+}
+
+func (d Drill) timeline(ctx context.Context, failover string) (event.Timeline, error) {
+	var t event.Timeline
+	err := d.events(ctx, failover, &t)
+	return t, err
+}
+
+func (d Drill) events(ctx context.Context, failover string, into any) error {
 	on, err := d.Primary(ctx)
 	if err != nil {
-		return event.Timeline{}, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	out, err := d.Exec(ctx, on, "hanok", "events", "--failover", "list", "-o", "json")
+	out, err := d.Exec(ctx, on, "hanok", "events", "--failover", failover, "-o", "json")
 	if err != nil {
-		return event.Timeline{}, err
+		return err
 	}
-	var list []event.Summary
-	if err := json.Unmarshal(out, &list); err != nil {
-		return event.Timeline{}, fmt.Errorf("list of failovers: %w", err)
+	if err := json.Unmarshal(out, into); err != nil {
+		return fmt.Errorf("events of failover %s: %w", failover, err)
 	}
-	for _, s := range slices.Backward(list) {
-		if string(s.Host) != host {
-			continue
-		}
-		out, err := d.Exec(ctx, on, "hanok", "events", "--failover", s.Failover, "-o", "json")
-		if err != nil {
-			return event.Timeline{}, err
-		}
-		var t event.Timeline
-		if err := json.Unmarshal(out, &t); err != nil {
-			return t, fmt.Errorf("timeline of %s: %w", s.Failover, err)
-		}
-		return t, nil
-	}
-	return event.Timeline{}, fmt.Errorf("no failover of %s among %d", host, len(list))
+	return nil
 }
 
 // Signal sends a signal, such as KILL, to a daemon of a host: agent, guard or

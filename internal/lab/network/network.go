@@ -8,17 +8,21 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
+const carrierTimeout = 5 * time.Second
+
 // Network is one of the lab's networks.
 type Network struct {
 	Name string
 	// Gateway is the address of the bridge itself, with the network's length.
-	// It answers pings, as a router would.
+	// It answers pings, as a router would; that of the first network is the
+	// hosts' default route.
 	Gateway netip.Prefix
 }
 
@@ -182,7 +186,32 @@ func (s *Switch) plugOne(inside *netlink.Handle, i, number, pid int, a netip.Pre
 	if err := inside.AddrAdd(link, address(a)); err != nil {
 		return fmt.Errorf("address %s: %w", a, err)
 	}
-	return inside.LinkSetUp(link)
+	if err := inside.LinkSetUp(link); err != nil {
+		return err
+	}
+	if gateway := s.networks[i].Gateway; i == 0 && gateway.IsValid() {
+		if err := inside.RouteAdd(&netlink.Route{Gw: gateway.Addr().AsSlice()}); err != nil {
+			return fmt.Errorf("default route via %s: %w", gateway.Addr(), err)
+		}
+	}
+	return s.waitCarrier(attrs.Name)
+}
+
+// waitCarrier returns when the bridge forwards for a port: the kernel sees the
+// carrier a moment after both ends are up.
+func (s *Switch) waitCarrier(port string) error {
+	for end := time.Now().Add(carrierTimeout); ; time.Sleep(time.Millisecond) {
+		link, err := s.links.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("port %s has no carrier after %v", port, carrierTimeout)
+		}
+	}
 }
 
 // Unplug removes a host's cables; both ends vanish. Missing ones are no error.
