@@ -134,32 +134,39 @@ func (m *Machine) adoptHere(p model.ProtectedVM, reply func(AdminReply)) {
 			reply(AdminReply{Text: fmt.Sprintf("the lock of %s was not made (%s): %s", p.Name, r.Code, r.Text)})
 			return
 		}
-		epoch := r.Epoch
-		if r.Record != nil {
-			epoch = r.Record.Epoch
-		}
-		m.adoptLocked(p, max(epoch, 1), reply)
+		// The lock may have existed before: its highest record counts.
+		m.do(ReadLock{Datastore: p.Home, VM: p.ID, Op: m.op(func(r LockRead) {
+			if r.Err != "" || r.Kind != "" {
+				reply(AdminReply{Text: fmt.Sprintf("the lock of %s cannot be read (%s): %s", p.Name, r.Kind, r.Err)})
+				return
+			}
+			m.adoptLocked(p, r.Record, reply)
+		})})
 	})
 }
 
 // adoptLocked claims the lock of a VM that runs here, and registers it.
-func (m *Machine) adoptLocked(p model.ProtectedVM, epoch model.Epoch, reply func(AdminReply)) {
+func (m *Machine) adoptLocked(p model.ProtectedVM, rec model.LockRecord, reply func(AdminReply)) {
 	d := m.domains[p.ID]
-	if d == nil || !d.Active {
+	holder := rec.Holder()
+	switch {
+	case d == nil || !d.Active:
+		if holder != "" && holder != m.cfg.Self {
+			reply(AdminReply{Text: fmt.Sprintf("%s holds the lock of %s (epoch %d): protect it there", holder, p.Name, rec.Epoch)})
+			return
+		}
 		if p.Requested == "" {
 			p.Requested = model.RequestedStopped
 		}
-		p.LastEpoch = epoch
+		p.LastEpoch = rec.Epoch
+		m.relay(AdminRequest{Protect: &p}, reply)
+		return
+	case holder == m.cfg.Self && rec.Boot == m.ownBoot():
+		p.Requested, p.Host, p.LastEpoch = model.RequestedStarted, m.cfg.Self, rec.Epoch
 		m.relay(AdminRequest{Protect: &p}, reply)
 		return
 	}
-	p.Requested, p.Host = model.RequestedStarted, m.cfg.Self
-	if s, held := m.guarded[p.ID]; held {
-		p.LastEpoch = s.Epoch
-		m.relay(AdminRequest{Protect: &p}, reply)
-		return
-	}
-	m.ask(lease.Request{Claim: &lease.ClaimRequest{VM: managedVM(p), Epoch: epoch, Running: true}}, func(r lease.Reply) {
+	m.ask(lease.Request{Claim: &lease.ClaimRequest{VM: managedVM(p), Epoch: rec.Epoch, Running: true}}, func(r lease.Reply) {
 		if r.Code != lease.CodeOK {
 			text := r.Text
 			if r.Record != nil {
@@ -168,7 +175,7 @@ func (m *Machine) adoptLocked(p model.ProtectedVM, epoch model.Epoch, reply func
 			reply(AdminReply{Text: fmt.Sprintf("the lock of %s was not won (%s): %s", p.Name, r.Code, text)})
 			return
 		}
-		p.LastEpoch = r.Epoch
+		p.Requested, p.Host, p.LastEpoch = model.RequestedStarted, m.cfg.Self, r.Epoch
 		m.hypervise(CallNoAutostart, p.ID, "", func(HypervisorDone) {})
 		m.relay(AdminRequest{Protect: &p}, reply)
 	})
@@ -207,6 +214,9 @@ func (m *Machine) register(p model.ProtectedVM, reply func(AdminReply)) {
 		v.p = p
 		v.p.Down, v.p.Host, v.p.LastEpoch = keep.Down, keep.Host, max(keep.LastEpoch, p.LastEpoch)
 		v.p.Requested = keep.Requested
+		if p.Requested == model.RequestedStarted && v.running {
+			v.p.Requested = p.Requested
+		}
 		m.byName[p.Name] = v
 	}
 	m.emit(event.Event{Kind: event.Admin, VM: p.Name, Host: p.Host, Datastore: st.name, Text: fmt.Sprintf("%s is managed by Hanok", p.Name)})
@@ -348,7 +358,7 @@ func (m *Machine) applyConfig(o ConfigOffer, reply func(AdminReply)) {
 		return
 	}
 	m.applies = append(m.applies, apply{o.Version, reply})
-	m.do(SaveConfig{Version: o.Version, File: o.File})
+	m.do(SaveConfig(o))
 	m.after(5*time.Second, func() {
 		reply(AdminReply{Text: fmt.Sprintf("version %d did not come into force on %s: see its events", o.Version, m.cfg.Self)})
 	})

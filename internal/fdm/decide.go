@@ -49,7 +49,7 @@ func (m *Machine) decide(v *vm) {
 	case m.disowned(v.st, rec):
 		failover := ""
 		if h != nil {
-			failover = h.failover
+			failover = m.failoverOf(h)
 		}
 		m.restart(v, fmt.Sprintf("%s, which ran it, has rebooted", holder), failover, intent{epoch: rec.Epoch, prefer: holder,
 			takeover: m.takeover(v, holder, fmt.Sprintf("%s has rebooted since it took the lock", holder))})
@@ -152,10 +152,6 @@ func (m *Machine) decideIdle(v *vm, h *member, rec model.LockRecord) {
 
 // decideFailed: the holder has failed, or is no member any more.
 func (m *Machine) decideFailed(v *vm, h *member, holder model.HostID) {
-	failover := ""
-	if h != nil {
-		failover = h.failover
-	}
 	slot := v.st.slots[holder]
 	if !m.stale(v.st, holder) {
 		v.reason = fmt.Sprintf("%s holds its lock, and its heartbeat on %s is not proven stale", holder, v.st.name)
@@ -164,6 +160,10 @@ func (m *Machine) decideFailed(v *vm, h *member, holder model.HostID) {
 		}
 		m.recheck(v, time.Second)
 		return
+	}
+	failover := ""
+	if h != nil {
+		failover = m.failoverOf(h)
 	}
 	m.down(v, fmt.Sprintf("%s failed", holder), failover)
 	if why := m.mayTake(v.st, slot, holder); why != "" {
@@ -286,7 +286,7 @@ func (m *Machine) gathered(why string) {
 	if m.gatherDone {
 		return
 	}
-	m.gatherDone = true
+	m.gatherDone, m.settled = true, true
 	m.emit(event.Event{Kind: event.Election, Text: "members have gathered: VMs are restarted where needed", Cause: why})
 	m.poke(why)
 }

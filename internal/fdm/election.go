@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"hanok.dev/hanok/internal/event"
-	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -140,12 +139,22 @@ func (m *Machine) lead() {
 	m.setRole(rolePrimary)
 	m.primary = m.cfg.Self
 	m.lossSince = 0
-	m.gatherDone = m.followed
+	m.gatherDone = m.settled
 	m.gatherEnd = m.now + m.cfg.Gather
 	m.emit(event.Event{Kind: event.Election, Host: m.cfg.Self, Text: fmt.Sprintf("%s is primary", m.cfg.Self), Cause: why,
 		Evidence: map[string]string{"datastores": fmt.Sprint(m.datastores()), "round": fmt.Sprint(m.round)}})
+	knownFailed := map[model.HostID]bool{}
+	m.wasProtected = map[model.VMID]bool{}
+	if m.viewKnown {
+		for i := range m.view.Hosts {
+			knownFailed[m.view.Hosts[i].Name] = m.view.Hosts[i].State == model.HostFailed
+		}
+		for i := range m.view.VMs {
+			m.wasProtected[m.view.VMs[i].ID] = m.view.VMs[i].Protected
+		}
+	}
 	for _, h := range m.order {
-		h.base = m.now
+		h.base, h.knownFailed = m.now, knownFailed[h.name]
 		if h.name == m.predecess && !h.self {
 			// Its silence is what brought about the election: it counts on.
 			h.base = 0
@@ -200,11 +209,12 @@ func (m *Machine) follow(h *member, network int) {
 	if m.role == roleSecondary && m.primary == h.name {
 		return
 	}
+	h.base = 0
 	if m.role == roleSecondary {
 		m.reign++ // another primary: void the timers about the last
 	}
 	m.setRole(roleSecondary)
-	m.primary, m.followed = h.name, true
+	m.primary = h.name
 	m.switchAt = m.now
 	if network >= 0 {
 		m.network = network
@@ -226,7 +236,6 @@ func (m *Machine) yield(why string) {
 		Text: fmt.Sprintf("%s steps down", m.cfg.Self), Cause: why})
 	m.broadcast(BeatYield)
 	m.barred = m.now + 3*m.silence()
-	m.followed = true
 	m.elect(why, m.silence())
 }
 
@@ -236,9 +245,9 @@ func (m *Machine) watchPrimary() {
 	if h == nil {
 		return
 	}
-	due := h.heard + m.silence()
+	due := h.lastHeard() + m.silence()
 	if m.now >= due {
-		m.elect(fmt.Sprintf("primary %s is silent for %s", h.name, seconds(m.now-h.heard)), 0)
+		m.elect(fmt.Sprintf("primary %s is silent for %s", h.name, seconds(m.now-h.lastHeard())), 0)
 		m.readAllSlots()
 		return
 	}
@@ -259,6 +268,13 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 	}
 	h.beat = e.Beat
 	m.round = max(m.round, e.Beat.Round)
+	if e.Beat.Settled && !m.settled {
+		// The cluster has been working all along: nothing to gather for.
+		m.settled = true
+		if m.role == rolePrimary {
+			m.gathered(fmt.Sprintf("%s has been working before", h.name))
+		}
+	}
 	m.signOfLife(h)
 	if e.Beat.ConfigVersion < m.conf.Version {
 		m.offerConfig(h)
@@ -282,7 +298,6 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 // onPrimary: a member says it is primary. A working primary is followed
 // whatever its rank; of two primaries the lower rank yields.
 func (m *Machine) onPrimary(h *member, network int, theirs rank) {
-	m.followed = true
 	switch m.role {
 	case rolePrimary:
 		if m.rank().less(theirs) {
@@ -299,7 +314,7 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 			m.watch = h.beat.Watch
 			return
 		}
-		if p := m.members[m.primary]; p == nil || m.now-p.heard > m.silence() {
+		if p := m.members[m.primary]; p == nil || m.now-p.lastHeard() > m.silence() {
 			m.follow(h, network)
 		}
 	}
@@ -312,7 +327,7 @@ func (m *Machine) onCandidate(h *member, theirs rank) {
 		m.beatTo(h, BeatPrimary)
 	case roleSecondary:
 		p := m.members[m.primary]
-		if p == nil || p == h || m.now-p.heard >= (silentAfter-1)*m.interval() {
+		if p == nil || p == h || m.now-p.lastHeard() >= (silentAfter-1)*m.interval() {
 			m.elect(fmt.Sprintf("%s calls an election", h.name), 0)
 			m.heardCandidate(h, theirs)
 		}
@@ -338,174 +353,5 @@ func (m *Machine) signOfLife(h *member) {
 	h.heard = m.now
 	if m.role == rolePrimary {
 		m.recovered(h)
-	}
-}
-
-// startBeats begins the regular work anew, in the rhythm that the
-// configuration asks for.
-func (m *Machine) startBeats() {
-	m.beatGen++
-	m.pulse(m.beatGen)
-}
-
-// pulse is the regular work of every interval.
-func (m *Machine) pulse(gen uint64) {
-	if gen != m.beatGen {
-		return
-	}
-	m.beatGuard()
-	m.sendBeats()
-	if m.reads() {
-		m.readAllSlots()
-	}
-	if m.role == rolePrimary {
-		m.checkOwnFitness()
-		m.checkLists()
-		m.pingSilent()
-	}
-	m.after(m.interval(), func() { m.pulse(gen) })
-}
-
-// reads tells whether this host reads all slots all the time.
-func (m *Machine) reads() bool {
-	return m.role == rolePrimary || m.role == roleElection || m.role == roleSecondary && m.watch
-}
-
-func (m *Machine) beatGuard() {
-	if !m.guardUp || m.beatsOut >= 3 {
-		return
-	}
-	contact := len(m.order) <= 1
-	for _, h := range m.order {
-		if !h.self && h.heard > 0 && m.now-h.heard <= m.silence() {
-			contact = true
-		}
-	}
-	m.beatsOut++
-	m.ask(lease.Request{Beat: &lease.BeatRequest{Contact: contact}}, func(lease.Reply) {
-		m.beatsOut = max(0, m.beatsOut-1)
-	})
-}
-
-// checkOwnFitness makes a primary yield that lost the storage which others
-// still reach.
-func (m *Machine) checkOwnFitness() {
-	mine, want := m.datastores(), 0
-	if m.self != nil {
-		want = len(m.self.conf.Datastores)
-	}
-	better := false
-	for _, h := range m.order {
-		if !h.self && m.now-h.heard <= m.silence() && h.beat.Datastores > mine {
-			better = true
-		}
-	}
-	if mine >= want || !better {
-		m.lossSince = 0
-		return
-	}
-	if m.lossSince == 0 {
-		m.lossSince = m.now
-	}
-	if m.now-m.lossSince >= clearLoss {
-		m.yield(fmt.Sprintf("it reaches %d of its %d datastores, others reach more", mine, want))
-	}
-}
-
-func (m *Machine) sendBeats() {
-	switch m.role {
-	case rolePrimary:
-		m.broadcast(BeatPrimary)
-	case roleSecondary:
-		h := m.members[m.primary]
-		if h == nil || len(m.conf.HeartbeatNetworks) == 0 {
-			return
-		}
-		m.chooseNetwork(h)
-		m.do(SendHeartbeat{To: h.name, Network: m.conf.HeartbeatNetworks[m.network], Beat: m.beat(BeatSecondary)})
-	case roleNone:
-		// With HA off hosts still tell each other that they live and which
-		// cluster file they keep, rarely: every host to every other.
-		if !m.loaded || m.offAt != 0 && m.now-m.offAt < offInterval {
-			return
-		}
-		m.offAt = m.now
-		m.broadcast(BeatSecondary)
-	}
-}
-
-// chooseNetwork switches when the network in use carries nothing in one of the
-// two directions.
-func (m *Machine) chooseNetwork(p *member) {
-	n := len(m.conf.HeartbeatNetworks)
-	if n < 2 || m.now-m.switchAt < m.silence() {
-		return
-	}
-	next := m.network
-	if m.now-p.nets[m.network] >= m.silence()-m.interval() {
-		for i := range p.nets {
-			if p.nets[i] > p.nets[next] {
-				next = i
-			}
-		}
-	} else if !p.beat.Hears {
-		next = (m.network + 1) % n
-	}
-	if next != m.network {
-		m.emit(event.Event{Kind: event.Network, Severity: event.Warning, Host: m.cfg.Self,
-			Text: fmt.Sprintf("heartbeats to primary %s switch from network %s to %s", p.name,
-				m.conf.HeartbeatNetworks[m.network], m.conf.HeartbeatNetworks[next])})
-		m.network, m.switchAt = next, m.now
-	}
-}
-
-func (m *Machine) beat(k BeatKind) Heartbeat {
-	return Heartbeat{Kind: k, Datastores: m.datastores(), Primary: m.primary, Round: m.round,
-		ConfigVersion: m.conf.Version, Start: m.cfg.Start}
-}
-
-// broadcast sends a heartbeat to every member over every heartbeat network.
-func (m *Machine) broadcast(k BeatKind) {
-	if k == BeatPrimary {
-		m.chooseWatchers()
-	}
-	for _, h := range m.order {
-		if !h.self {
-			m.beatTo(h, k)
-		}
-	}
-}
-
-func (m *Machine) beatTo(h *member, k BeatKind) {
-	b := m.beat(k)
-	if k == BeatPrimary {
-		b.Hears = h.heard > 0 && m.now-h.heard <= 2*m.interval()
-		b.Watch = h.watcher
-	}
-	for _, n := range m.conf.HeartbeatNetworks {
-		m.do(SendHeartbeat{To: h.name, Network: n, Beat: b})
-	}
-}
-
-// chooseWatchers picks the next two ranks, which read all slots all the time.
-func (m *Machine) chooseWatchers() {
-	var first, second *member
-	for _, h := range m.order {
-		h.watcher = false
-		if h.self || h.heard == 0 || m.now-h.heard > m.silence() {
-			continue
-		}
-		r := rankOf(h.beat.Datastores, h.name)
-		switch {
-		case first == nil || rankOf(first.beat.Datastores, first.name).less(r):
-			first, second = h, first
-		case second == nil || rankOf(second.beat.Datastores, second.name).less(r):
-			second = h
-		}
-	}
-	for _, h := range []*member{first, second} {
-		if h != nil {
-			h.watcher = true
-		}
 	}
 }

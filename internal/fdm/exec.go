@@ -275,11 +275,11 @@ func (m *Machine) giveBack(e *exec, reason string, p Progress) {
 	m.ask(lease.Request{Release: &lease.ReleaseRequest{VM: e.cmd.VM.ID, Epoch: e.epoch, Reason: reason}}, func(r lease.Reply) {
 		switch {
 		case e.over:
-		case r.Code == lease.CodeOK || r.Code == lease.CodeUnknownVM:
-			if r.Code == lease.CodeOK {
-				e.epoch = max(r.Epoch, e.epoch+1)
-			}
+		case r.Code == lease.CodeOK:
+			e.epoch = max(r.Epoch, e.epoch+1)
 			m.finish(e, p)
+		case r.Code == lease.CodeUnknownVM || r.Code == lease.CodeHeldByOther:
+			m.finish(e, p) // there is nothing to give back
 		case e.tries >= 5:
 			if p.Stage == StageGone {
 				p.Stage, p.Code = StageFailed, string(r.Code)
@@ -288,6 +288,9 @@ func (m *Machine) giveBack(e *exec, reason string, p Progress) {
 			m.finish(e, p)
 		default:
 			e.tries++
+			if r.Code == lease.CodeEpochMoved && r.Epoch > e.epoch {
+				e.epoch = r.Epoch // the guard renewed its claim meanwhile
+			}
 			m.after(500*time.Millisecond, func() { m.giveBack(e, reason, p) })
 		}
 	})
@@ -374,10 +377,15 @@ func (m *Machine) tend(id model.VMID) {
 	active := d != nil && d.Active
 	wait, reason := time.Duration(0), ""
 	switch {
+	case g.Phase == lease.PhaseGranted:
+		// A start that a former life of this agent began, or a user's that is
+		// about to appear.
+		wait, reason = 10*time.Second, model.ReasonStartFail
+		if active && d.Paused {
+			wait = 3 * time.Second
+		}
 	case active && m.hvUp && m.listed && g.Phase != lease.PhaseGone:
 		return
-	case g.Phase == lease.PhaseGranted:
-		wait, reason = 30*time.Second, model.ReasonStartFail
 	case g.Phase != lease.PhaseRunning && g.Phase != lease.PhaseGone:
 		return
 	case !m.hvUp || !m.listed || active:
@@ -405,6 +413,13 @@ func (m *Machine) tend(id model.VMID) {
 			return
 		}
 	}
+	if active && g.Phase == lease.PhaseGranted {
+		m.releasing[id] = true
+		m.ask(lease.Request{Kill: &lease.KillRequest{VM: id, Epoch: g.Epoch}}, func(lease.Reply) {
+			m.release(id, g, reason)
+		})
+		return
+	}
 	m.release(id, g, reason)
 }
 
@@ -422,10 +437,13 @@ func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 	m.releasing[id] = true
 	m.ask(lease.Request{Release: &lease.ReleaseRequest{VM: id, Epoch: g.Epoch, Reason: reason}}, func(r lease.Reply) {
 		delete(m.releasing, id)
-		if r.Code == lease.CodeOK || r.Code == lease.CodeUnknownVM {
+		if r.Code == lease.CodeOK || r.Code == lease.CodeUnknownVM || r.Code == lease.CodeHeldByOther {
 			delete(m.ended, id)
 			if s, ok := m.guarded[id]; ok && s.Epoch == g.Epoch {
 				delete(m.guarded, id)
+			}
+			if d := m.domains[id]; d != nil && !m.hvUp {
+				d.Active = false // the guard has proven that nothing of it is left
 			}
 			m.reportDue = true
 			if reason == model.ReasonCrashed {

@@ -417,6 +417,9 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 		v.standing, pause = true, m.cfg.Probe
 		m.waiting[v.p.ID] = v
 		m.standingReason(v, fmt.Sprintf("%d attempts failed, the last with %s", v.p.Down.Attempts, why))
+		if f := m.failovers[v.inFailover]; f != nil {
+			f.stuck++
+		}
 		m.leaveFailover(v)
 	} else {
 		m.answerStart(v, AdminReply{Text: fmt.Sprintf("%s did not start: %s; it is tried again in %s", v.p.Name, why, seconds(pause))})

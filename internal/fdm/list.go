@@ -248,14 +248,20 @@ func (m *Machine) copyList(st *store) {
 			m.retryList(st, listRetry, "another host has taken its protected list")
 		default:
 			st.lastKnown, st.listKnown = r.List.VMs, true
-			m.writeCopy(st, r.List.VMs, gen)
+			before := uint64(0)
+			if r.List.Term == l.term {
+				before = r.List.Version
+			}
+			m.writeCopy(st, r.List.VMs, before, gen)
 		}
 	})})
 }
 
-func (m *Machine) writeCopy(st *store, vms []model.ProtectedVM, gen uint64) {
+func (m *Machine) writeCopy(st *store, vms []model.ProtectedVM, before, gen uint64) {
 	l := &st.list
-	copyOf := model.ProtectedList{Term: l.term, Version: 1, VMs: vms}
+	// The guard may have kept the term of a former life of this agent: versions
+	// go on then.
+	copyOf := model.ProtectedList{Term: l.term, Version: before + 1, VMs: vms}
 	m.do(WriteList{Datastore: st.name, List: copyOf, Op: m.op(func(r ListWritten) {
 		if st.list.gen != gen || m.role != rolePrimary {
 			return
@@ -264,7 +270,7 @@ func (m *Machine) writeCopy(st *store, vms []model.ProtectedVM, gen uint64) {
 			m.retryList(st, listRetry, fmt.Sprintf("its protected list cannot be written (%s): %s", r.Kind, r.Err))
 			return
 		}
-		l.version, l.written, l.phase, l.problem = 1, 1, listOwned, ""
+		l.version, l.written, l.phase, l.problem = copyOf.Version, copyOf.Version, listOwned, ""
 		l.lastWrite = m.now
 		m.viewDue, m.welcomeDue = true, true
 		m.emit(event.Event{Kind: event.Election, Datastore: st.name, Host: m.cfg.Self,
@@ -294,7 +300,11 @@ func (m *Machine) adopt(st *store, vms []model.ProtectedVM) {
 			d := *p.Down
 			p.Down = &d
 		}
+		if p.Requested == "" {
+			p.Requested = model.RequestedStarted
+		}
 		v := m.addVM(st, p)
+		v.shown = m.wasProtected[p.ID]
 		added[p.ID] = v
 		if d := p.Down; d != nil {
 			v.nextTry = m.now + d.RetryIn

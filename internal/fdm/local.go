@@ -176,9 +176,10 @@ func (m *Machine) setDomain(d Domain) {
 	}
 	m.domains[d.VM] = next
 	if d.Active {
-		delete(m.ended, d.VM)
+		if old == nil || !old.Active {
+			delete(m.ended, d.VM)
+		}
 		m.greet(d.VM)
-		return
 	}
 	m.tend(d.VM)
 }
@@ -224,6 +225,14 @@ func (m *Machine) assumeRunning(e *exec) {
 	if g, ok := m.guarded[e.cmd.VM.ID]; !ok || g.Epoch < e.epoch {
 		m.guarded[e.cmd.VM.ID] = lease.VMStatus{VM: e.cmd.VM.ID, Name: e.cmd.VM.Name, Home: e.cmd.VM.Home, Epoch: e.epoch, Phase: lease.PhaseRunning}
 	}
+}
+
+// ownBoot is this host's boot id.
+func (m *Machine) ownBoot() model.BootID {
+	if m.statusOK && m.status.Boot != "" {
+		return m.status.Boot
+	}
+	return m.cfg.Boot
 }
 
 // account is this host's report of itself.

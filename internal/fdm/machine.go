@@ -35,7 +35,7 @@ type Machine struct {
 	round      uint64
 	reign      uint64 // grows whenever role changes; closures of an older one are void
 	primary    model.HostID
-	followed   bool // a primary was followed or a peer's reign seen in this life
+	settled    bool // the cluster is known to have worked in this life: nothing to gather for
 	candidate  candidacy
 	barred     time.Duration // no candidate before
 	lossSince  time.Duration
@@ -61,25 +61,26 @@ type Machine struct {
 	managedSum uint64
 
 	// As a primary.
-	vms         map[model.VMID]*vm
-	byName      map[string]*vm
-	ready       map[model.VMID]*vm // to be placed at the end of this Step
-	waiting     map[model.VMID]*vm // wait for an input to change
-	poked       string             // why waiting VMs are tried again
-	pokedAt     time.Duration
-	pokeWake    time.Duration
-	lockQueue   []*vm
-	lockBusy    int
-	orders      map[string]*order
-	orderSeq    uint64
-	failSeq     uint64
-	failovers   map[string]*failover
-	welcomeDue  bool
-	welcomeAt   time.Duration
-	welcomeWake time.Duration
-	viewDue     bool
-	viewSent    time.Duration
-	viewWake    time.Duration
+	vms          map[model.VMID]*vm
+	byName       map[string]*vm
+	ready        map[model.VMID]*vm  // to be placed at the end of this Step
+	wasProtected map[model.VMID]bool // by the last view of the former primary
+	waiting      map[model.VMID]*vm  // wait for an input to change
+	poked        string              // why waiting VMs are tried again
+	pokedAt      time.Duration
+	pokeWake     time.Duration
+	lockQueue    []*vm
+	lockBusy     int
+	orders       map[string]*order
+	orderSeq     uint64
+	failSeq      uint64
+	failovers    map[string]*failover
+	welcomeDue   bool
+	welcomeAt    time.Duration
+	welcomeWake  time.Duration
+	viewDue      bool
+	viewSent     time.Duration
+	viewWake     time.Duration
 
 	// This host's own facts and duties.
 	guardUp   bool
@@ -135,10 +136,12 @@ func New(cfg Config) *Machine {
 // Step takes one event at the time now since boot and returns what to do, in
 // order. Time never runs backwards: an earlier now counts as the last one.
 func (m *Machine) Step(now time.Duration, ev Event) []Effect {
-	if now > m.now {
-		m.now = now
-	}
 	m.out = nil
+	if now > m.now {
+		gap := now - m.now
+		m.now = now
+		m.overslept(gap)
+	}
 	m.runTimers()
 	m.dispatch(ev)
 	m.settle()
@@ -153,6 +156,24 @@ func (m *Machine) Next() time.Duration {
 		next = m.timers[0].at
 	}
 	return max(next, m.now+time.Millisecond)
+}
+
+// overslept makes up for time in which this machine was not run at all: what
+// it could not hear then is not silence. A primary that slept for so long that
+// the others elected another steps back and listens.
+func (m *Machine) overslept(gap time.Duration) {
+	if !m.loaded || gap <= m.interval()+m.interval()/2 {
+		return
+	}
+	if m.role == rolePrimary && gap > m.silence()+m.interval() {
+		m.emit(event.Event{Kind: event.Election, Severity: event.Warning, Host: m.cfg.Self,
+			Text: fmt.Sprintf("%s steps back", m.cfg.Self), Cause: fmt.Sprintf("this agent did not run for %s", seconds(gap))})
+		m.elect("the agent of the primary had stopped", m.silence())
+		return
+	}
+	for _, h := range m.order {
+		h.base = min(m.now, h.lastHeard()+gap)
+	}
 }
 
 func (m *Machine) dispatch(ev Event) {

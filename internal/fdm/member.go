@@ -39,12 +39,13 @@ type member struct {
 	pingAt   time.Duration
 	failed   bool
 	failover string
-	gen      uint64 // of its silence timer
+	// knownFailed: a former primary had found it failed and restarted its VMs.
+	knownFailed bool
+	gen         uint64 // of its silence timer
 
 	orders    map[string]*order
 	orderMem  model.MiB
 	vms       map[model.VMID]*vm // believed to run there
-	viewSent  time.Duration
 	welcomed  uint64
 	needsView bool
 	watcher   bool // one of the next two ranks

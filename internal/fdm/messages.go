@@ -29,6 +29,9 @@ type Heartbeat struct {
 	// reads all slots all the time, so that it knows their ages if it takes
 	// over.
 	Watch bool `json:"w,omitempty"`
+	// Settled: the sender knows of a primary that had its members gathered, so
+	// the cluster does not just come back from a loss of all power.
+	Settled bool `json:"o,omitempty"`
 }
 
 // BeatKind is the kind of a heartbeat.

@@ -26,7 +26,13 @@ func (m *Machine) onReport(h *member, r *Report) {
 func (m *Machine) takeReport(h *member, r *Report) {
 	before := h.report
 	h.report, h.reportAt = r, m.now
-	m.viewDue = true
+	if before == nil || before.GuardUp != r.GuardUp || before.HypervisorUp != r.HypervisorUp || before.Armed != r.Armed ||
+		before.HookSeen != r.HookSeen || before.ConfigVersion != r.ConfigVersion || okStores(before.Datastores) != okStores(r.Datastores) {
+		m.viewDue = true
+		for _, v := range m.sortVMs(h.vms) {
+			m.showProtection(v)
+		}
+	}
 	was, usedBefore := h.active, h.used
 	h.active, h.used = make(map[model.VMID]LocalVM, len(r.VMs)), 0
 	for _, lv := range r.VMs {

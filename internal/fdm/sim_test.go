@@ -48,6 +48,12 @@ type world struct {
 	broken []string // violated invariants
 	orders map[string]sentOrder
 	faults map[model.VMID]*startFault
+	sent   []sentCommand // every command that went over the network
+}
+
+type sentCommand struct {
+	from, to model.HostID
+	cmd      Command
 }
 
 type sentOrder struct {
@@ -375,6 +381,9 @@ func (w *world) watchMessage(n *node, e SendMessage) {
 				w.orders[k] = o
 			}
 		}
+	}
+	if c := e.Message.Command; c != nil {
+		w.sent = append(w.sent, sentCommand{n.name, e.To, *c})
 	}
 	if c := e.Message.Command; c != nil && c.Kind == CommandStart {
 		w.noteStart(n, e.To, c)

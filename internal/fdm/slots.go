@@ -171,8 +171,11 @@ func (m *Machine) disowned(st *store, rec model.LockRecord) bool {
 	if rec.Boot == "" {
 		return false
 	}
-	if boot := m.bootOf(st, rec.Owner); boot != "" && boot != rec.Boot {
+	if boot := m.bootOf(st, rec.Owner); rec.Owner != m.cfg.Self && boot != "" && boot != rec.Boot {
 		return true
+	}
+	if rec.Owner == m.cfg.Self {
+		return rec.Boot != m.ownBoot()
 	}
 	h := m.members[rec.Owner]
 	if h == nil || h.report == nil || h.report.Boot == "" {

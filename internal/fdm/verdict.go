@@ -16,6 +16,7 @@ type failover struct {
 	at      time.Duration // of the last heartbeat
 	open    map[model.VMID]bool
 	total   int
+	stuck   int  // gave up all counted attempts
 	judging bool // VMs are being added
 	later   bool // a timer looks again whether it is done
 }
@@ -116,6 +117,9 @@ func (m *Machine) judge(h *member) {
 	}
 	silent := fmt.Sprintf("silent for %s", seconds(m.now-h.lastHeard()))
 	if !m.conf.HostMonitoring {
+		if h.failed {
+			return // a verdict made before stands
+		}
 		m.setState(h, model.HostDisconnected, "host monitoring is off: no verdict is made; "+silent)
 		return
 	}
@@ -190,9 +194,44 @@ func (m *Machine) fail(h *member) {
 	if h.failed {
 		return
 	}
+	h.failed, h.failover = true, ""
+	m.setState(h, model.HostFailed, failedWhy)
+	if !h.knownFailed {
+		m.failoverOf(h)
+	}
+	h.knownFailed = false
+	for _, oid := range sortedKeys(h.orders) {
+		m.dropOrder(h.orders[oid], fmt.Sprintf("%s failed", h.name))
+	}
+	h.report, h.active, h.used = nil, map[model.VMID]LocalVM{}, 0
+	f := m.failovers[h.failover]
+	if f != nil {
+		f.judging = true
+	}
+	for _, v := range m.sortVMs(h.vms) {
+		m.hostLost(v, h)
+	}
+	for _, st := range m.storeBy {
+		m.listStep(st)
+	}
+	if f != nil {
+		f.judging = false
+		m.finishFailover(f)
+	}
+	m.poke(fmt.Sprintf("%s failed", h.name))
+}
+
+const failedWhy = "silent on the network, and its heartbeat is stale on every datastore that can be read"
+
+// failoverOf is the failover that a failed host's VMs belong to; the first call
+// tells people what led to the verdict.
+func (m *Machine) failoverOf(h *member) string {
+	if h.failover != "" || !h.failed {
+		return h.failover
+	}
 	m.failSeq++
 	id := fmt.Sprintf("fo-%s-%d-%d", m.cfg.Self, m.cfg.Start, m.failSeq)
-	h.failed, h.failover = true, id
+	h.failover = id
 	last := h.lastHeard()
 	if h.heard < h.base {
 		// Never heard by this primary: its last heartbeat on a datastore counts.
@@ -206,27 +245,12 @@ func (m *Machine) fail(h *member) {
 			last = min(last, seen)
 		}
 	}
-	f := &failover{id: id, host: h.name, at: last, open: map[model.VMID]bool{}, judging: true}
-	m.failovers[id] = f
-	ev := m.evidence(h)
+	m.failovers[id] = &failover{id: id, host: h.name, at: last, open: map[model.VMID]bool{}}
 	m.emit(event.Event{At: last, Kind: event.LastHeartbeat, Host: h.name, Failover: id, Text: fmt.Sprintf("last heartbeat of %s", h.name)})
 	m.emit(event.Event{At: h.since, Kind: event.Silence, Host: h.name, Failover: id, Text: fmt.Sprintf("%s noticed silent", h.name)})
 	m.emit(event.Event{Kind: event.Verdict, Severity: event.Error, Host: h.name, Failover: id,
-		Text: fmt.Sprintf("%s has failed", h.name), Cause: "silent on the network, and its heartbeat is stale on every datastore that can be read", Evidence: ev})
-	m.setState(h, model.HostFailed, "silent on the network, and its heartbeat is stale on every datastore that can be read")
-	for _, oid := range sortedKeys(h.orders) {
-		m.dropOrder(h.orders[oid], fmt.Sprintf("%s failed", h.name))
-	}
-	h.report, h.active, h.used = nil, map[model.VMID]LocalVM{}, 0
-	for _, v := range m.sortVMs(h.vms) {
-		m.hostLost(v, h)
-	}
-	for _, st := range m.storeBy {
-		m.listStep(st)
-	}
-	f.judging = false
-	m.finishFailover(f)
-	m.poke(fmt.Sprintf("%s failed", h.name))
+		Text: fmt.Sprintf("%s has failed", h.name), Cause: failedWhy, Evidence: m.evidence(h)})
+	return id
 }
 
 // unfail takes a verdict back: the host's guard writes again.
@@ -247,7 +271,7 @@ func (m *Machine) recovered(h *member) {
 	}
 	silent := m.now - h.since + m.silence()
 	m.unfail(h)
-	h.suspect = false
+	h.suspect, h.knownFailed = false, false
 	m.shownConnected(h, fmt.Sprintf("heard again after about %s", seconds(silent)))
 	m.watchSilence(h)
 	m.poke(fmt.Sprintf("%s came back", h.name))
@@ -294,6 +318,9 @@ func (m *Machine) finishFailover(f *failover) {
 	}
 	delete(m.failovers, f.id)
 	text := fmt.Sprintf("failover of %s is done: %d VMs", f.host, f.total)
+	if f.stuck > 0 {
+		text += fmt.Sprintf(", %d of them not running: see their reasons", f.stuck)
+	}
 	if f.total == 0 {
 		text = fmt.Sprintf("%s ran no VM that had to be restarted", f.host)
 	}

@@ -106,9 +106,31 @@ func (m *Machine) ownView(now time.Duration) ClusterView {
 		v.VMs = append(v.VMs, m.vmView(m.vms[id], now))
 	}
 	for _, st := range m.storeBy {
+		if st.list.phase != listOwned {
+			v.VMs = m.pendingViews(v.VMs, st)
+		}
 		v.Datastores = append(v.Datastores, m.storeView(st))
 	}
 	return v
+}
+
+// pendingViews shows the VMs of a list that is known but not owned.
+func (m *Machine) pendingViews(out []VMView, st *store) []VMView {
+	for i := range st.lastKnown {
+		p := &st.lastKnown[i]
+		x := VMView{ID: p.ID, Name: p.Name, Home: st.name, Host: p.Host, Epoch: p.LastEpoch, Priority: p.Priority, State: model.VMQueued}
+		for _, h := range m.order {
+			if lv, ok := h.active[p.ID]; ok {
+				x.Host, x.State, x.Epoch, x.Alive = h.name, model.VMStarted, lv.Epoch, lv.Alive
+			}
+		}
+		if p.Requested == model.RequestedStopped && x.State == model.VMQueued {
+			x.State = model.VMStopped
+		}
+		x.Reason = fmt.Sprintf("not protected at the moment: the protected list of %s is not at hand: %s", st.name, st.list.problem)
+		out = append(out, x)
+	}
+	return out
 }
 
 func (m *Machine) hostView(h *member, now time.Duration) HostView {

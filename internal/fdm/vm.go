@@ -173,17 +173,19 @@ func (m *Machine) setRunning(v *vm, h *member, lv LocalVM) {
 	if !v.running || v.local != lv {
 		m.viewDue = true
 	}
+	started := !v.running || v.host != h
 	v.running, v.local = true, lv
 	m.setHost(v, h)
-	m.nowRuns(v, h, lv.Epoch)
+	m.nowRuns(v, h, lv.Epoch, started)
 }
 
-// nowRuns records that a VM runs on h under an epoch.
-func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch) {
+// nowRuns records that a VM runs on h under an epoch. started tells that it did
+// not run there before: a new epoch alone may be its guard's renewed claim.
+func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 	p := &v.p
 	newer := epoch > p.LastEpoch
 	dirty := newer || p.Host != h.name || p.Down != nil
-	if p.Requested == model.RequestedStopped && newer && v.order == nil {
+	if p.Requested == model.RequestedStopped && newer && started && v.order == nil {
 		p.Requested = model.RequestedStarted
 		m.emit(event.Event{Kind: event.VMUp, VM: p.Name, Host: h.name, Text: fmt.Sprintf("%s was started on %s by its user: it is wanted running again", p.Name, h.name)})
 	}
@@ -235,8 +237,9 @@ func (m *Machine) showProtection(v *vm) {
 	if ok == v.shown {
 		return
 	}
-	if !ok && m.requested(v) == model.RequestedStarted && v.p.Down == nil && v.running && v.local.Epoch != 0 && v.dirtyAt > v.st.list.written {
-		return // only being recorded anew
+	if !ok && m.requested(v) == model.RequestedStarted && v.p.Down == nil &&
+		(!v.running || v.local.Epoch != 0 && v.dirtyAt > v.st.list.written) {
+		return // not reported yet, or only being recorded anew
 	}
 	v.shown, m.viewDue = ok, true
 	if ok {
@@ -298,7 +301,7 @@ func (m *Machine) hostLost(v *vm, h *member) {
 	v.running, v.local = false, LocalVM{}
 	m.viewDue = true
 	if m.requested(v) == model.RequestedStarted && m.priority(v) != model.PriorityDisabled {
-		m.joinFailover(v, h.failover)
+		m.joinFailover(v, m.failoverOf(h))
 	}
 	m.evaluate(v)
 }

@@ -1,0 +1,421 @@
+package fdm
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+var record = flag.Bool("record", false, "write the transcripts of testdata anew; review them as a diff")
+
+// TestScenarios drives the virtual cluster by the scripts of testdata and
+// compares what people would read with the transcript beside each script. The
+// verbs are the cases of scenario.verb.
+func TestScenarios(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) { runScenario(t, file) })
+	}
+}
+
+func runScenario(t *testing.T, file string) {
+	a, err := txtar.ParseFile(file)
+	if err != nil || len(a.Files) == 0 {
+		t.Fatalf("%s: %v", file, err)
+	}
+	s := &scenario{t: t}
+	for i, line := range strings.Split(string(a.Files[0].Data), "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		if f := strings.Fields(line); len(f) > 0 {
+			s.line = fmt.Sprintf("%s:%d: %s", file, i+1, strings.TrimSpace(line))
+			s.verb(f)
+		}
+	}
+	for _, v := range s.w.broken {
+		t.Errorf("%s: violated: %s", file, v)
+	}
+	got := strings.Join(s.w.log, "\n") + "\n"
+	if *record {
+		a.Files = []txtar.File{a.Files[0], {Name: "transcript", Data: []byte(got)}}
+		if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want := ""
+	if len(a.Files) > 1 {
+		want = string(a.Files[1].Data)
+	}
+	if got != want {
+		t.Errorf("%s: the transcript differs (go test -run Scenarios -record writes it anew):\n%s", file, firstDifference(want, got))
+	}
+}
+
+func firstDifference(want, got string) string {
+	a, b := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := 0; i < len(a) || i < len(b); i++ {
+		x, y := "", ""
+		if i < len(a) {
+			x = a[i]
+		}
+		if i < len(b) {
+			y = b[i]
+		}
+		if x != y {
+			return fmt.Sprintf("line %d\nwant: %s\ngot:  %s", i+1, x, y)
+		}
+	}
+	return "none"
+}
+
+type scenario struct {
+	t    *testing.T
+	w    *world
+	line string
+}
+
+func (s *scenario) fail(format string, args ...any) {
+	s.t.Helper()
+	s.t.Errorf("%s: %s (now %v)", s.line, fmt.Sprintf(format, args...), s.w.now)
+}
+
+func (s *scenario) node(name string) *node {
+	n := s.w.nodes[model.HostID(name)]
+	if n == nil {
+		s.t.Fatalf("%s: no host %q", s.line, name)
+	}
+	return n
+}
+
+func (s *scenario) verb(f []string) {
+	if f[0] == "hosts" {
+		n, _ := strconv.Atoi(f[1])
+		var ds []model.DatastoreName
+		for _, d := range f[2:] {
+			ds = append(ds, model.DatastoreName(d))
+		}
+		s.w = newWorld(n, ds...)
+		for _, k := range []event.Kind{event.Guard, event.Hypervisor, event.Config} {
+			s.w.quiet[k] = true
+		}
+		return
+	}
+	w := s.w
+	switch f[0] {
+	case "on":
+		for _, name := range w.names {
+			w.nodes[name].powerOn()
+		}
+		return
+	case "vm": // vm NAME DATASTORE HOST|- [MEMORY]
+		host, mem := f[3], 512
+		if host == "-" {
+			host = ""
+		}
+		if len(f) > 4 {
+			mem, _ = strconv.Atoi(f[4])
+		}
+		w.addVM(f[1], model.DatastoreName(f[2]), model.HostID(host), model.MiB(mem))
+		return
+	case "run":
+		d, err := time.ParseDuration(f[1])
+		if err != nil {
+			s.t.Fatalf("%s: %v", s.line, err)
+		}
+		w.run(d)
+		return
+	case "expect":
+		s.expect(f[1:])
+		return
+	case "quiet":
+		w.quiet[event.Kind(f[1])] = true
+		return
+	}
+	w.logf("> %s", strings.Join(f, " "))
+	s.act(f)
+}
+
+// act carries out what changes the world.
+func (s *scenario) act(f []string) {
+	w := s.w
+	switch f[0] {
+	case "power-off":
+		for _, h := range f[1:] {
+			s.node(h).powerOff()
+		}
+	case "power-on":
+		for _, h := range f[1:] {
+			s.node(h).powerOn()
+		}
+	case "agent":
+		s.agent(f[1], s.node(f[2]))
+	case "guard":
+		n := s.node(f[2])
+		if f[1] == "kill" {
+			n.guardOn = false
+			n.step(GuardChanged{Reason: "connection closed"})
+		} else {
+			n.startGuard()
+			n.step(GuardChanged{Up: true})
+			n.notice(lease.Notice{What: lease.NoticeStatus})
+		}
+	case "libvirt":
+		n := s.node(f[2])
+		n.libvirt = f[1] == "start"
+		n.step(HypervisorChanged{Up: n.libvirt})
+		if n.libvirt {
+			n.listDomains()
+		}
+	case "cut", "heal":
+		s.node(f[1]).cut = f[0] == "cut"
+	case "storage": // storage HOST DATASTORE hang|none
+		n := s.node(f[1])
+		n.hung[model.DatastoreName(f[2])] = f[3] == "hang"
+		n.notice(lease.Notice{What: lease.NoticeDatastore, Datastore: model.DatastoreName(f[2]), Text: "datastore " + f[2] + ": " + f[3]})
+	case "unarmed":
+		s.node(f[1]).armed = false
+	case "fence":
+		for i := range w.conf.Datastores {
+			if string(w.conf.Datastores[i].Name) == f[1] {
+				w.conf.Datastores[i].Fence = model.FenceClass(f[2])
+			}
+		}
+		w.files[1] = w.conf
+		for _, n := range w.nodes {
+			n.conf = w.conf
+		}
+	case "die": // die VM CAUSE
+		id := model.VMID("vm-" + f[1])
+		for _, n := range w.nodes {
+			if d := n.doms[id]; d != nil && d.Active {
+				n.endDomain(id, StopCause(f[2]))
+			}
+		}
+	case "user-start": // user-start VM HOST: virsh start; the hook lets the guard claim
+		s.userStart(f[1], s.node(f[2]))
+	case "fail-start": // fail-start VM FAULT TIMES [HOST]; TIMES -1 is for ever, 0 clears
+		n, _ := strconv.Atoi(f[3])
+		x := &startFault{fault: HypervisorFault(f[2]), left: n}
+		if len(f) > 4 {
+			x.host = model.HostID(f[4])
+		}
+		w.faults[model.VMID("vm-"+f[1])] = x
+	case "admin":
+		s.admin(f[1:])
+	case "config":
+		s.config(f[1], f[2:])
+	case "loss":
+		w.loss, _ = strconv.Atoi(f[1])
+	case "replay": // every command once more, on the host it went to
+		s.replay()
+	case "view":
+		s.view(s.node(f[1]))
+	default:
+		s.t.Fatalf("%s: unknown verb", s.line)
+	}
+}
+
+func (s *scenario) agent(what string, n *node) {
+	switch what {
+	case "kill":
+		n.killAgent()
+	case "start":
+		n.startAgent()
+	case "stop":
+		n.frozen = true
+	case "cont":
+		n.thawAgent()
+	}
+}
+
+func (s *scenario) userStart(name string, n *node) {
+	id := model.VMID("vm-" + name)
+	for ds, d := range s.w.disks {
+		rec, ok := d.locks[model.VMLock(id)]
+		if !ok {
+			continue
+		}
+		r := n.claimLock(ds, model.VMLock(id), rec.Epoch, nil)
+		if r.Code != lease.CodeOK {
+			s.w.logf("%s hook: refused: %s", n.name, r.Text)
+			return
+		}
+		n.guardVMs[id] = &lease.VMStatus{VM: id, Name: name, Home: ds, Epoch: r.Epoch, Phase: lease.PhaseRunning}
+		n.doms[id] = &Domain{VM: id, Name: name, Active: true, Memory: 512, CPUs: 1}
+		n.notice(lease.Notice{What: lease.NoticeStatus})
+		n.step(DomainChanged{*n.doms[id]})
+	}
+}
+
+func (s *scenario) admin(f []string) { // admin HOST VERB VM [DATASTORE]
+	n, ref := s.node(f[0]), &VMRef{Name: f[2]}
+	var r AdminRequest
+	switch f[1] {
+	case "start":
+		r.Start = ref
+	case "shutdown":
+		r.Shutdown = ref
+	case "kill":
+		r.Kill = ref
+	case "unprotect":
+		r.Unprotect = ref
+	case "protect":
+		id := model.VMID("vm-" + f[2])
+		r.Protect = &model.ProtectedVM{ID: id, Name: f[2], Home: model.DatastoreName(f[3]), Memory: 512, CPUs: 1}
+		if n.doms[id] == nil {
+			n.doms[id] = &Domain{VM: id, Name: f[2], Active: true, Memory: 512, CPUs: 1}
+			n.step(DomainChanged{*n.doms[id]})
+		}
+	}
+	s.w.admin++
+	n.step(AdminAsked{ID: s.w.admin, Request: r})
+}
+
+// config applies a new cluster file on a host.
+func (s *scenario) config(host string, sets []string) {
+	w := s.w
+	c := w.conf
+	c.Version++
+	for _, set := range sets {
+		k, v, _ := strings.Cut(set, "=")
+		switch k {
+		case "ha":
+			c.Enabled = v == "on"
+		case "monitoring":
+			c.HostMonitoring = v == "on"
+		case "unfenced":
+			c.Datastores = append([]ClusterDatastore(nil), c.Datastores...)
+			for i := range c.Datastores {
+				c.Datastores[i].Unfenced = true
+			}
+		case "memory":
+			n, _ := strconv.Atoi(v)
+			c.Hosts = append([]ClusterHost(nil), c.Hosts...)
+			for i := range c.Hosts {
+				c.Hosts[i].Memory = model.MiB(n)
+			}
+		case "priority":
+			vm, p, _ := strings.Cut(v, ":")
+			next := map[string]VMSettings{vm: {Priority: model.Priority(p)}}
+			for k, x := range c.VMs {
+				if k != vm {
+					next[k] = x
+				}
+			}
+			c.VMs = next
+		case "maintenance":
+			c.Hosts = append([]ClusterHost(nil), c.Hosts...)
+			for i := range c.Hosts {
+				if string(c.Hosts[i].Name) == v {
+					c.Hosts[i].Maintenance = true
+				}
+			}
+		default:
+			s.t.Fatalf("%s: unknown setting", s.line)
+		}
+	}
+	c.File = []byte(fmt.Sprint(c.Version))
+	w.conf = c
+	w.files[c.Version] = c
+	w.admin++
+	s.node(host).step(AdminAsked{ID: w.admin, Request: AdminRequest{Apply: &ConfigOffer{Version: c.Version, File: c.File}}})
+}
+
+func (s *scenario) replay() {
+	for _, c := range s.w.sent {
+		s.w.nodes[c.to].step(MessageReceived{From: c.from, Message: Message{Command: &c.cmd}})
+	}
+}
+
+func (s *scenario) view(n *node) {
+	v := n.m.View(s.w.now)
+	s.w.logf("  primary %q age %.1fs ha %v monitoring %v version %d", v.Primary, v.Age.Seconds(), v.HA, v.Monitoring, v.Version)
+	for _, h := range v.Hosts {
+		s.w.logf("  host %s %s %s %s", h.Name, h.Role, h.State, h.Reason)
+	}
+	for _, x := range v.VMs {
+		s.w.logf("  vm %s %s on %q protected %v attempts %d %s", x.Name, x.State, x.Host, x.Protected, x.Attempts, x.Reason)
+	}
+	for _, d := range v.Datastores {
+		s.w.logf("  datastore %s owner %q term %d %s", d.Name, d.Owner, d.Term, d.Problem)
+	}
+}
+
+// expect VM on HOST | VM down | VM STATE [REASON…] | primary HOST | version N
+func (s *scenario) expect(f []string) {
+	w := s.w
+	switch f[0] {
+	case "primary":
+		if p := w.primaries(); strings.Join(p, ",") != f[1] && f[1] != "none" || f[1] == "none" && len(p) > 0 {
+			s.fail("primaries: %v", p)
+		}
+		return
+	case "version":
+		for _, name := range w.names {
+			if n := w.nodes[name]; n.m != nil && fmt.Sprint(n.m.conf.Version) != f[1] {
+				s.fail("%s has version %d", name, n.m.conf.Version)
+			}
+		}
+		return
+	case "host": // expect host HOST STATE
+		for _, h := range s.primaryView().Hosts {
+			if string(h.Name) == f[1] && string(h.State) != f[2] {
+				s.fail("%s is %s (%s)", f[1], h.State, h.Reason)
+			}
+		}
+		return
+	}
+	on := w.runningOn(model.VMID("vm-" + f[0]))
+	switch f[1] {
+	case "on":
+		if strings.Join(on, ",") != f[2] {
+			s.fail("runs on %v", on)
+		}
+	case "down":
+		if len(on) > 0 {
+			s.fail("runs on %v", on)
+		}
+	default:
+		for _, v := range s.primaryView().VMs {
+			if v.Name != f[0] {
+				continue
+			}
+			want := f[1]
+			if want == "protected" && v.Protected || want == "unprotected" && !v.Protected {
+				return
+			}
+			if string(v.State) != want || !strings.Contains(v.Reason, strings.Join(f[2:], " ")) {
+				s.fail("is %s, protected %v, because %q", v.State, v.Protected, v.Reason)
+			}
+			return
+		}
+		s.fail("is not in the view")
+	}
+}
+
+func (s *scenario) primaryView() ClusterView {
+	p := s.w.primaries()
+	if len(p) == 0 {
+		s.t.Fatalf("%s: no primary", s.line)
+	}
+	for _, name := range p {
+		if n := s.w.nodes[model.HostID(name)]; !n.cut {
+			return n.m.View(s.w.now)
+		}
+	}
+	return s.w.nodes[model.HostID(p[0])].m.View(s.w.now)
+}
