@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
 )
 
@@ -178,9 +179,13 @@ func (g *gate) leave(from netip.Addr, member bool) {
 // somebody with this host's own name.
 func (n *Node) member(id pki.Identity) error {
 	if id.Host == n.self || n.peer(id.Host) == nil {
-		return &pki.Refused{Reason: pki.ReasonNotMember, Detail: fmt.Sprintf("%s is not among the other hosts of the cluster file", id.Host)}
+		return notMember(id.Host)
 	}
 	return nil
+}
+
+func notMember(host model.HostID) error {
+	return &pki.Refused{Reason: pki.ReasonNotMember, Detail: fmt.Sprintf("%s is not among the other hosts of the cluster file", host)}
 }
 
 // welcome is the listening side of the handshake, hello included, in at most
@@ -201,7 +206,7 @@ func (n *Node) welcome(raw net.Conn, network string) (*conn, error) {
 	}
 	p := n.peer(id.Host)
 	if p == nil {
-		return nil, n.member(id)
+		return nil, notMember(id.Host) // removed since the handshake began
 	}
 	keys, err := deriveKeys(cs, p, false)
 	if err != nil {

@@ -44,6 +44,16 @@ func TestWindowProperties(t *testing.T) {
 		}
 	})
 	var w window
+	for n := uint64(1); n < 5*windowBits; n++ { // no bit of an earlier lap stays
+		if !w.mark(n) {
+			t.Fatalf("%d refused in order", n)
+		}
+	}
+	for n := range uint64(5 * windowBits) {
+		if w.fresh(n) {
+			t.Fatalf("%d is fresh again", n)
+		}
+	}
 	if w.mark(^uint64(0)) {
 		t.Error("a counter near overflow must be refused")
 	}
@@ -105,6 +115,7 @@ func TestKeyOrderIsTheSameOnBothSides(t *testing.T) {
 		a, b := newTestRing(), newTestRing()
 		type session struct{ a, b *keySet }
 		var sessions []session
+		clock := time.Unix(0, 0)
 		for i := range rapid.IntRange(1, 12).Draw(t, "sessions") {
 			raw := func(x byte) halfKey { return halfKey{id: keyID{x, byte(i)}} }
 			ab, ba := raw(byte(rapid.IntRange(0, 255).Draw(t, "id"))), raw(byte(rapid.IntRange(0, 255).Draw(t, "id")))
@@ -122,10 +133,18 @@ func TestKeyOrderIsTheSameOnBothSides(t *testing.T) {
 			now := sessions[:n]
 			sessions = sessions[n:]
 			gens := make([]uint64, n)
-			for i, s := range now {
+			for i := range now {
 				gens[i] = max(a.k.nextGen(a.p), b.k.nextGen(b.p))
-				a.k.accept(a.p, s.a)
-				b.k.accept(b.p, s.b)
+			}
+			for _, i := range rapid.Permutation(indices(n)).Draw(t, "made at a") {
+				clock = clock.Add(1)
+				now[i].a.made = clock
+				a.k.accept(a.p, now[i].a)
+			}
+			for _, i := range rapid.Permutation(indices(n)).Draw(t, "made at b") {
+				clock = clock.Add(1)
+				now[i].b.made = clock
+				b.k.accept(b.p, now[i].b)
 			}
 			for _, i := range rapid.Permutation(indices(n)).Draw(t, "order at a") {
 				a.k.agree(a.p, now[i].a, gens[i])
