@@ -33,10 +33,13 @@ type BeatRequest struct {
 	// Isolated and ShuttingDown go into the slots' flags.
 	Isolated     bool `json:"isolated,omitempty"`
 	ShuttingDown bool `json:"shuttingDown,omitempty"`
-	// Contact tells whether the agent reaches any other agent; without contact
-	// a host with a lapsed lease and outstanding I/O is reset (fence class
-	// reset).
-	Contact bool `json:"contact"`
+	// Contact: the primary that owns the lists of this host's VMs confirmed,
+	// ContactAge ago, that it hears this host. Then nobody takes its VMs before
+	// it reports them gone, so that a lapsed lease and outstanding I/O need not
+	// reset the host (fence class reset). Contact with anybody else does not
+	// count: that primary would call this host dead (docs/protocol.md).
+	Contact    bool          `json:"contact"`
+	ContactAge time.Duration `json:"contactAge,omitempty"`
 }
 
 // ReloadRequest makes the guard read the cluster file again.

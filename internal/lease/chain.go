@@ -96,6 +96,8 @@ func (m *Machine) chainScanned(c *chain, ok bool) {
 		m.finish(c, Reply{Code: CodeTimeout, Text: "the processes of this host could not be listed; try again"})
 	case c.kind == chainRelease && v != nil && !v.absent():
 		m.finish(c, Reply{Code: CodeNotGone, Text: v.name() + " still has processes on this host"})
+	case c.kind == chainRelease && v != nil && v.grant == grantHook:
+		m.finish(c, Reply{Code: CodeNotGone, Text: "libvirt is starting " + v.name() + " on this host"})
 	case c.kind == chainClaim && !c.runningVM && v != nil && !v.absent():
 		m.finish(c, Reply{Code: CodeRefused, Epoch: v.epoch, Text: v.name() + " has processes on this host already"})
 	case c.kind == chainClaim && c.runningVM && (v == nil || v.absent()):
@@ -425,7 +427,7 @@ func (m *Machine) wonClaim(c *chain) {
 		v.grant = grantNone
 	case c.hook:
 		v.grant, v.grantAt = grantHook, m.now
-	default:
+	case v.grant != grantHook: // libvirt may be starting it by an earlier one
 		v.grant = grantAgent
 	}
 	if !c.runningVM && v.freeze == unfrozen {

@@ -105,9 +105,10 @@ func (m *Machine) hookStart(h hookWait, spec ManagedVM) {
 		}
 		m.hookWaits = append(m.hookWaits, h)
 	case v != nil && v.lock == lockHeld && v.grant != grantNone:
-		if v.grant == grantHook {
-			v.grantAt = m.now
-		}
+		// Whether this is the agent's paused start or a person's is not to be
+		// seen from here: it may run at once.
+		v.grant, v.grantAt = grantHook, m.now
+		m.saveDirty = true
 		m.reply(h.conn, Reply{ID: h.id, Code: CodeOK, Epoch: v.epoch})
 	default:
 		m.addVM(spec)

@@ -78,7 +78,7 @@ func (m *Machine) connLost(conn uint64) {
 }
 
 func (m *Machine) beat(conn, id uint64, b BeatRequest) {
-	if m.agent.beat != b || !m.agent.heard {
+	if m.agent.beat.Isolated != b.Isolated || m.agent.beat.ShuttingDown != b.ShuttingDown {
 		m.statusDirty = true
 	}
 	m.agent.heard, m.agent.last, m.agent.beat = true, m.now, b
@@ -356,5 +356,11 @@ func (m *Machine) listDuties() {
 	}
 }
 
-// contact reports whether the agent lives and reaches another agent.
-func (m *Machine) contact() bool { return m.agentAlive() && m.agent.beat.Contact }
+// contact reports whether the owner of the lists hears this host, so that it
+// will not take its VMs. It counts for L − Wmax only: a host that loses contact
+// stops feeding its watchdog early enough to be reset within L of that moment,
+// and nobody takes its VMs before it was silent for longer than L.
+func (m *Machine) contact() bool {
+	t := m.cfg.Timing
+	return m.agent.heard && m.agent.beat.Contact && m.now < m.agent.last-m.agent.beat.ContactAge+t.Lease-t.WatchdogMax
+}
