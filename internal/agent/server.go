@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -209,7 +210,7 @@ func (a *Agent) serveEvents(run context.Context, w http.ResponseWriter, r *http.
 	next := a.events.Next() // before reading, so that nothing falls between
 	if f := q.Get("failover"); f != "" {
 		if f == "last" {
-			list, err := a.events.Read(1, func(e event.Event) bool { return e.Failover != "" && event.BeginsFailover(e.Kind) })
+			list, err := a.events.Read(local.MaxEvents, func(e event.Event) bool { return e.Failover != "" && event.BeginsFailover(e.Kind) })
 			if err != nil {
 				refuse(w, http.StatusInternalServerError, err, "")
 				return
@@ -218,7 +219,7 @@ func (a *Agent) serveEvents(run context.Context, w http.ResponseWriter, r *http.
 				refuse(w, http.StatusNotFound, errors.New("no failover is known on this host"), "")
 				return
 			}
-			f = list[0].Failover
+			f = slices.MaxFunc(list, func(x, y event.Event) int { return x.Wall.Compare(y.Wall) }).Failover
 		}
 		if f == "list" {
 			keep = func(e event.Event) bool { return e.Failover != "" }
@@ -231,6 +232,8 @@ func (a *Agent) serveEvents(run context.Context, w http.ResponseWriter, r *http.
 		refuse(w, http.StatusInternalServerError, err, "")
 		return
 	}
+	// They were written down as they came, from several hosts.
+	slices.SortStableFunc(events, func(x, y event.Event) int { return x.Wall.Compare(y.Wall) })
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
@@ -247,7 +250,7 @@ func (a *Agent) serveEvents(run context.Context, w http.ResponseWriter, r *http.
 		return
 	}
 	sent := map[string]bool{}
-	for _, e := range events[max(0, len(events)-64):] {
+	for _, e := range events {
 		sent[e.ID] = true // may come again as the first followed ones
 	}
 	ctx, cancel := context.WithCancel(r.Context())

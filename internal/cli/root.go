@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/cli/datastorecmd"
 	"hanok.dev/hanok/internal/cli/labcmd"
 	"hanok.dev/hanok/internal/cli/pkicmd"
 	"hanok.dev/hanok/internal/paths"
@@ -68,7 +69,7 @@ func New() *cobra.Command {
 		_ = pf.MarkHidden(hidden) // for tests and hosts with their own layout
 	}
 	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newLock(a), newAgent(a), newVersion(),
-		labcmd.New(), pkicmd.New())
+		labcmd.New(), pkicmd.New(), datastorecmd.New())
 	strict(root)
 	return root
 }

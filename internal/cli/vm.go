@@ -115,6 +115,9 @@ func printVM(w io.Writer, v *local.VM) {
 	}
 }
 
+// adminLimit is above what the agent takes to answer a request.
+const adminLimit = 2 * time.Minute
+
 // order sends a request and turns a refusal into an error.
 func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
 	r, err := a.agent().Admin(ctx, req)
@@ -127,12 +130,40 @@ func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
 	return r.Text, nil
 }
 
+// orderPrimary is order for a request that the primary must answer: while an
+// election is under way it waits, at most limit.
+func (a *app) orderPrimary(ctx context.Context, limit time.Duration, say *progress, req fdm.AdminRequest) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(limit, adminLimit))
+	defer cancel()
+	until := time.Now().Add(limit)
+	for {
+		text, err := a.order(ctx, req)
+		if err == nil || time.Now().After(until) {
+			return text, err
+		}
+		s, serr := a.status(ctx)
+		if serr != nil || !s.HA || s.Primary != "" && s.State != model.HostElection {
+			if again, aerr := a.order(ctx, req); aerr == nil { // elected meanwhile
+				return again, nil
+			}
+			return text, err
+		}
+		say.say("waiting for a primary")
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
 func newUnprotect(a *app) *cobra.Command {
 	return &cobra.Command{Use: "unprotect VM", Short: "Stop protecting a VM; it runs on", Args: cobra.ExactArgs(1),
 		Long:              "Stop protecting a VM: it runs on, and nothing restarts it. Its lock and its\ndefinition stay on the datastore.",
 		ValidArgsFunction: a.completeFrom(vmNames),
 		RunE: func(c *cobra.Command, args []string) error {
-			text, err := a.order(c.Context(), fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: args[0]}})
+			say := progress{w: c.ErrOrStderr()}
+			text, err := a.orderPrimary(c.Context(), askLimit, &say, fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: args[0]}})
 			if err != nil {
 				return err
 			}
@@ -153,11 +184,11 @@ func newPower(a *app, p power) *cobra.Command {
 	cmd := &cobra.Command{Use: p.use + " VM", Short: p.short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeFrom(vmNames)}
 	cmd.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for it; 0 does not wait")
 	cmd.RunE = func(c *cobra.Command, args []string) error {
-		text, err := a.order(c.Context(), p.request(&fdm.VMRef{Name: args[0]}))
+		say := progress{w: c.ErrOrStderr()}
+		text, err := a.orderPrimary(c.Context(), wait, &say, p.request(&fdm.VMRef{Name: args[0]}))
 		if err != nil {
 			return err
 		}
-		say := progress{w: c.ErrOrStderr()}
 		if text != "" {
 			say.say("%s", text)
 		}

@@ -3,6 +3,7 @@
 package datastorecmd
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -136,33 +137,44 @@ func (p place) inspect() (datastore.Report, error) {
 }
 
 func newInit() *cobra.Command {
-	var cluster, id string
+	var s source
 	var slots int
 	var plain bool
-	cmd := &cobra.Command{Use: "init PATH --cluster ID", Short: "Prepare a datastore for a cluster, once", Args: cobra.ExactArgs(1),
-		Long: "Prepare the datastore mounted at PATH for a cluster, once and from any one host.\nNothing else ever makes this directory: where it is missing, VMs are frozen rather\nthan started twice.",
+	cmd := &cobra.Command{Use: "init PATH|NAME", Short: "Prepare a datastore for a cluster, once", Args: cobra.ExactArgs(1),
+		Long: "Prepare the datastore mounted at PATH, or called NAME in the cluster file, once\nand from any one host. Nothing else ever makes this directory: where it is missing, VMs are frozen rather\nthan started twice.",
 		RunE: func(c *cobra.Command, args []string) error {
-			path, err := filepath.Abs(args[0])
+			p, err := s.find(args[0])
 			if err != nil {
 				return err
 			}
-			h, err := datastore.Initialise(path, cluster, datastore.InitOptions{
-				ID: model.DatastoreID(id), Slots: slots, MountPointOnly: !plain})
+			h, err := datastore.Initialise(p.path, p.cluster, datastore.InitOptions{ID: p.id, Slots: slots, MountPointOnly: !plain})
 			if datastore.KindOf(err) == datastore.KindNotMounted {
 				return fmt.Errorf("%w; for a directory that is no mount point, on one machine only, add --plain-directory", err)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "prepared %s: %s\nnext: put `uuid: %s` to the datastore in the cluster file, so that no other one is taken for it\n", path, h, h.ID)
+			if err := p.createListLock(h.ID); err != nil {
+				return fmt.Errorf("%w; `hanok datastore repair` makes it", err)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "prepared %s: %s\nnext: put `uuid: %s` to the datastore in the cluster file, so that no other one is taken for it\n", p, h, h.ID)
 			return nil
 		}}
-	cmd.Flags().StringVar(&cluster, "cluster", "", "id of the cluster (the `id` of the cluster file; its `name` when it has none)")
-	cmd.Flags().StringVar(&id, "uuid", "", "UUID of the datastore (default: a random one)")
+	s.flags(cmd)
 	cmd.Flags().IntVar(&slots, "slots", datastore.DefaultSlots, fmt.Sprintf("how many hosts can ever use it, up to %d", datastore.MaxSlots))
 	cmd.Flags().BoolVar(&plain, "plain-directory", false, "allow a PATH where nothing is mounted")
-	_ = cmd.MarkFlagRequired("cluster") // fails only for an unknown flag
 	return cmd
+}
+
+// createListLock makes the lock of the protected list: a primary that does not
+// find it takes the datastore for damaged, and never makes it.
+func (p place) createListLock(id model.DatastoreID) error {
+	d, err := datastore.Open(p.path, p.cluster, datastore.Options{Expect: id, AllowBuffered: true})
+	if err != nil {
+		return err
+	}
+	owner, boot := hostHere()
+	return d.CreateLock(model.ListLock, model.LockRecord{Owner: owner, Boot: boot, Nonce: rand.Text()})
 }
 
 func newShow() *cobra.Command {

@@ -55,7 +55,7 @@ func TestDatastoreCommands(t *testing.T) {
 		args  []string
 		want  string // in the output, or after ! in the error
 	}{
-		{name: "no cluster", args: []string{"init", dir}, want: `!"cluster"`},
+		{name: "no cluster", args: []string{"init", dir}, want: "!--cluster"},
 		{name: "not mounted", args: []string{"init", dir, "--cluster", "c1"}, want: "!--plain-directory"},
 		{name: "bad uuid", args: []string{"init", dir, "--cluster", "c1", "--uuid", "x", "--plain-directory"}, want: "!lower-case UUID"},
 		{name: "too many slots", args: []string{"init", dir, "--cluster", "c1", "--slots", "5000", "--plain-directory"}, want: "!must be 1 to 4096"},
