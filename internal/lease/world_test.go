@@ -293,15 +293,12 @@ func (h *simHost) scan(op uint64) {
 
 func (h *simHost) freeze(e Effect) {
 	h.traps[e.VM] = e.Op
-	if h.w.breakRule == "freeze" {
-		return
-	}
 	h.after(h.w.upTo(80*time.Millisecond), func() {
 		if h.traps[e.VM] != e.Op {
 			return
 		}
 		if p := h.procs[e.VM]; p != nil {
-			p.frozen, p.placed, p.freezeOp = true, true, e.Op
+			p.frozen, p.placed, p.freezeOp = h.w.breakRule != "freeze", true, e.Op
 		}
 		h.frozeEvent(e.VM, e.Op)
 	})
