@@ -215,37 +215,13 @@ func (c *cluster) secondaryWithVMs() string {
 	return best
 }
 
-// ensureVMsOn makes a host run at least two VMs, by stopping VMs elsewhere and
-// starting them there.
+// ensureVMsOn makes a host run at least two VMs.
 func (c *cluster) ensureVMsOn(host string) {
 	c.t.Helper()
+	c.must(c.d.EnsureVMs(c.ctx, host, 2))
 	for _, vm := range c.vmNames() {
-		if len(c.vmsOn(host)) >= 2 {
-			return
-		}
-		if from := c.vmHost(vm); from == host || len(c.vmsOn(from)) <= 2 && c.hasFew(host) {
-			continue
-		}
-		c.mustExec(c.primary(), "hanok", "vm", "kill", vm)
-		c.mustExec(host, "virsh", "define", c.configOf(vm))
-		c.mustExec(host, "virsh", "start", vm)
-		c.eventually(30*time.Second, vm+" is protected on "+host, func() error { return c.protected(vm) })
 		c.born[vm] = c.instance(vm).Pid
 	}
-	c.settle()
-	if len(c.vmsOn(host)) < 2 {
-		c.t.Fatalf("%s runs %v, two VMs are needed", host, c.vmsOn(host))
-	}
-}
-
-// hasFew tells whether a third host has VMs to spare.
-func (c *cluster) hasFew(host string) bool {
-	for _, h := range c.hosts() {
-		if h != host && len(c.vmsOn(h)) > 2 {
-			return true
-		}
-	}
-	return false
 }
 
 func (c *cluster) vmsOn(host string) []string { return drill.On(c.state(), host) }

@@ -61,7 +61,7 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 	if err := s.show(ctx, d); err != nil {
 		return err
 	}
-	secondary, err := d.busiestSecondary(ctx)
+	secondary, err := d.BusiestSecondary(ctx)
 	if err != nil {
 		return err
 	}
@@ -91,8 +91,8 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 	return s.verdict(ctx, d)
 }
 
-// busiestSecondary is the secondary with the most VMs.
-func (d Drill) busiestSecondary(ctx context.Context) (string, error) {
+// BusiestSecondary is the secondary with the most VMs.
+func (d Drill) BusiestSecondary(ctx context.Context) (string, error) {
 	primary, err := d.Primary(ctx)
 	if err != nil {
 		return "", err

@@ -251,20 +251,19 @@ func (d Drill) events(ctx context.Context, failover string, into any) error {
 	return nil
 }
 
-// Signal sends a signal, such as KILL, to a daemon of a host: agent, guard or
-// libvirtd.
+// Daemons are a host's daemons and the patterns that find their processes.
+var Daemons = map[string]string{
+	"agent":    "hanok agent",
+	"guard":    "hanok-guard run",
+	"libvirtd": "libvirtd",
+}
+
+// Signal sends a signal, such as KILL, to a daemon of a host.
 func (d Drill) Signal(ctx context.Context, host, daemon, signal string) error {
-	pattern, ok := map[string]string{
-		"agent":    "hanok agent",
-		"guard":    "hanok-guard run",
-		"libvirtd": "libvirtd",
-	}[daemon]
+	pattern, ok := Daemons[daemon]
 	if !ok {
 		return fmt.Errorf("unknown daemon %q: agent, guard or libvirtd", daemon)
 	}
-	out, err := d.Exec(ctx, host, "pkill", "-"+strings.ToUpper(signal), "-o", "-f", pattern)
-	if err != nil {
-		return fmt.Errorf("signal %s of %s: %w: %s", daemon, host, err, out)
-	}
-	return nil
+	_, err := d.Exec(ctx, host, "pkill", "-"+strings.ToUpper(signal), "-o", "-f", pattern)
+	return err
 }
