@@ -11,9 +11,9 @@
 //     later; List tells. All others have happened, or not, when they return.
 //   - The driver connects by itself, for ever, with backoff. Events says when
 //     the connection was lost and when it is back.
-//   - After every connect there is an EventResync. Whoever keeps a picture of
-//     the host's domains calls List then; events before it may be lost,
-//     events after it are not.
+//   - After every connect there is an EventResync, and whenever events were
+//     lost or domains changed without one. Whoever keeps a picture of the
+//     host's domains calls List then.
 //   - List and Stats answer while VMs are frozen. All other calls about a
 //     frozen VM run into their deadline, and what they asked for may be
 //     carried out when it thaws. Do not make them.

@@ -112,8 +112,9 @@ const (
 	// EventDisconnected: the daemon is lost; Detail says how it was noticed.
 	// It comes once for each loss, and if the first attempt to connect fails.
 	EventDisconnected EventKind = "disconnected"
-	// EventResync: the connection is new, or the reader was so slow that
-	// events were dropped. List again.
+	// EventResync: the connection is new, or the daemon answers again, or the
+	// reader was so slow that events were dropped, or domains changed without
+	// an event. List again.
 	EventResync EventKind = "resync"
 )
 

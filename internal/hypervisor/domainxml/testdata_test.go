@@ -48,7 +48,7 @@ const good = `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/q
 // live is the same domain while it runs.
 var live = strings.NewReplacer(
 	"<domain type='kvm'", "<domain type='kvm' id='7'",
-	"<source file='/ds/one/web/disk0.raw'/>", "<source file='/ds/one/web/disk0.raw' index='2'/><backingStore/><alias name='virtio-disk0'/>",
+	"<source file='/ds/one/web/disk0.raw'/>", "<source file='/ds/one/web/disk0.raw' index='2'/><backingStore/><mirror type='file' job='copy'><source file='/ds/two/copy.raw'/></mirror><alias name='virtio-disk0'/>",
 	"<source network='vm'/>", "<source network='vm' portid='5' bridge='virbr0'/><target dev='vnet3'/><alias name='net0'/>",
 	"<serial type='pty'>", "<serial type='pty'><source path='/dev/pts/4'/><alias name='serial0'/>",
 	"<target type='virtio' name='org.qemu.guest_agent.0'/>", "<source mode='bind' path='/run/libvirt/qemu/channel/7-web/org.qemu.guest_agent.0'/>"+

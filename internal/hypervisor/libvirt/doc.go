@@ -8,7 +8,8 @@
 // three sorts of connections, none of which can hold up another:
 //
 //	control  one; carries events and, every Config.ProbeInterval, a call that
-//	         proves that libvirtd is alive. Its fate is the driver's
+//	         proves that libvirtd is alive, and that no domain started or
+//	         stopped without an event. Its fate is the driver's
 //	         Connection(): while it is down, calls fail at once.
 //	calls    two pools, one of them for what no frozen VM can hold up; one
 //	         connection for each call under way. A call that misses its

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -40,8 +41,14 @@ type Config struct {
 const (
 	backoffMin = 200 * time.Millisecond
 	backoffMax = 2 * time.Second
-	// connectTimeout bounds one attempt, subscriptions included.
-	connectTimeout = 5 * time.Second
+	// connectTimeout bounds one attempt, subscriptions included. It is long
+	// for the same reason as hangLimit: a dead libvirtd refuses at once.
+	connectTimeout = 30 * time.Second
+	// hangLimit is how long a libvirtd that does not answer keeps the control
+	// connection. To give up connections with requests pending, and make new
+	// ones, gains nothing while it hangs, and when it goes on libvirtd 9.0
+	// now and then crashes over them.
+	hangLimit = 30 * time.Second
 )
 
 func (c Config) withDefaults() Config {
@@ -144,6 +151,9 @@ func (d *Driver) control() {
 			return
 		}
 		d.lost(err)
+		d.pool.dropIdle()
+		d.safe.dropIdle()
+		d.lanes.drop()
 		if time.Since(began) > backoffMax {
 			backoff = backoffMin
 		}
@@ -170,18 +180,14 @@ func (d *Driver) session() error {
 		sub.open(false)
 		return fmt.Errorf("subscribe to libvirt's events: %w", err)
 	}
-	d.mu.Lock()
-	if d.ctx.Err() == nil {
-		d.up, d.err, d.told = true, nil, false
-	}
-	d.mu.Unlock()
-	d.events.push(hypervisor.Event{Kind: hypervisor.EventResync, Detail: "connected to libvirtd"})
+	d.found("connected to libvirtd")
 	sub.open(true)
-	return d.probe(c)
+	return d.watch(c, sub)
 }
 
-// probe returns when the connection or libvirtd is dead.
-func (d *Driver) probe(c *conn) error {
+// watch returns when the connection is dead or libvirtd hangs for too long.
+func (d *Driver) watch(c *conn, sub *subscriptions) error {
+	var census census
 	tick := time.NewTicker(d.cfg.ProbeInterval)
 	defer tick.Stop()
 	for {
@@ -192,19 +198,71 @@ func (d *Driver) probe(c *conn) error {
 			return fmt.Errorf("connection to libvirtd lost: %w", c.cause())
 		case <-tick.C:
 		}
-		ctx, cancel := context.WithTimeout(d.ctx, d.cfg.ProbeTimeout)
-		err := c.do(ctx, func(l *lv.Libvirt) error {
-			_, err := l.ConnectGetLibVersion()
-			return err
-		})
-		cancel()
-		switch {
-		case errors.Is(err, context.DeadlineExceeded):
-			return fmt.Errorf("%w within %v", errUnresponded, d.cfg.ProbeTimeout)
-		case err != nil:
+		changes := sub.changes.Load()
+		active, err := d.probe(c)
+		if err != nil {
 			return fmt.Errorf("connection to libvirtd lost: %w", err)
 		}
+		if census.silent(active, changes) {
+			d.events.push(hypervisor.Event{Kind: hypervisor.EventResync, Detail: "domains changed without an event"})
+		}
 	}
+}
+
+// probe has libvirtd list its active domains. If the answer is late, libvirtd
+// was lost and found in the meantime.
+func (d *Driver) probe(c *conn) (active []lv.Domain, err error) {
+	ctx, cancel := context.WithTimeout(d.ctx, hangLimit)
+	defer cancel()
+	answer := make(chan error, 1)
+	go func() {
+		answer <- c.do(ctx, func(l *lv.Libvirt) (err error) {
+			active, _, err = l.ConnectListAllDomains(1, lv.ConnectListDomainsActive)
+			return err
+		})
+	}()
+	patience := time.NewTimer(d.cfg.ProbeTimeout)
+	defer patience.Stop()
+	select {
+	case err = <-answer:
+		return active, err
+	case <-patience.C:
+		d.lost(fmt.Errorf("%w within %v", errUnresponded, d.cfg.ProbeTimeout))
+	}
+	if err = <-answer; err == nil {
+		d.found("libvirtd answers again")
+	}
+	return active, err
+}
+
+// census finds starts and stops of which libvirt gave no event: it gives none
+// for a domain that it finds dead, or that dies, while it reconnects to its
+// domains after its own restart.
+type census struct {
+	active  map[lv.Domain]bool // with their ids: another id is another run
+	changes uint64
+}
+
+// silent compares the active domains with those of last time. changes counts
+// the starts and stops that events told, before the list was made.
+func (c *census) silent(list []lv.Domain, changes uint64) bool {
+	active := make(map[lv.Domain]bool, len(list))
+	for _, dom := range list {
+		active[dom] = true
+	}
+	silent := c.active != nil && changes == c.changes && !maps.Equal(active, c.active)
+	c.active, c.changes = active, changes
+	return silent
+}
+
+// found notes that libvirtd answers, and how that came.
+func (d *Driver) found(how string) {
+	d.mu.Lock()
+	if d.ctx.Err() == nil {
+		d.up, d.err, d.told = true, nil, false
+	}
+	d.mu.Unlock()
+	d.events.push(hypervisor.Event{Kind: hypervisor.EventResync, Detail: how})
 }
 
 // lost notes that there is no connection, and why. Calls under way have
@@ -217,9 +275,6 @@ func (d *Driver) lost(err error) {
 	told := d.told
 	d.told = true
 	d.mu.Unlock()
-	d.pool.dropIdle()
-	d.safe.dropIdle()
-	d.lanes.drop()
 	if !told {
 		d.events.push(hypervisor.Event{Kind: hypervisor.EventDisconnected, Detail: err.Error()})
 	}

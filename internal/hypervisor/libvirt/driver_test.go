@@ -261,14 +261,14 @@ func TestStopCauses(t *testing.T) {
 	halt := []byte{0xf4, 0xeb, 0xfd}                                                            // hlt, and again
 	_, powerOff := r.disk(append([]byte{0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef}, halt...)...) // out 0x604, 0x2000: ACPI S5
 	_, panics := r.disk(append([]byte{0xba, 0x05, 0x05, 0xb0, 0x01, 0xee}, halt...)...)         // out 0x505, 1: pvpanic
-	signal := func(s unix.Signal) func(string) {
-		return func(name string) { r.ok(unix.Kill(r.host.qemu(t, name), s)) }
+	signal := func(s unix.Signal) func(model.VMID) {
+		return func(vm model.VMID) { r.ok(unix.Kill(r.host.qemu(t, vm), s)) }
 	}
 	for _, test := range []struct {
-		name, devices  string
-		act            func(name string)
-		event, state   hypervisor.StopCause
-		panicked, user bool
+		name, devices string
+		act           func(model.VMID)
+		event, state  hypervisor.StopCause
+		panicked      bool
 	}{
 		{name: "poweroff", devices: powerOff, event: hypervisor.StopGuestShutdown, state: hypervisor.StopGuestShutdown},
 		{name: "sigterm", act: signal(unix.SIGTERM), event: hypervisor.StopHostSignal, state: hypervisor.StopGuestShutdown},
@@ -279,7 +279,7 @@ func TestStopCauses(t *testing.T) {
 			vm, mark := r.define(test.name, test.devices), r.mark()
 			r.start(vm)
 			if test.act != nil {
-				test.act(test.name)
+				test.act(vm)
 			}
 			if test.panicked {
 				r.awaitOf(mark, vm, hypervisor.EventPanicked)
@@ -345,7 +345,7 @@ func TestLibvirtdKilledAndRestarted(t *testing.T) {
 	stays, dies := r.define("stays", ""), r.define("dies", "")
 	r.start(stays)
 	r.start(dies)
-	pid, mark := r.host.qemu(t, "stays"), r.mark()
+	pid, mark := r.host.qemu(t, stays), r.mark()
 
 	r.host.libvirtd(t, "signal 9")
 	r.awaitKind(mark, hypervisor.EventDisconnected)
@@ -354,11 +354,11 @@ func TestLibvirtdKilledAndRestarted(t *testing.T) {
 	if c := r.Connection(); c.Up || c.Err == nil {
 		t.Fatalf("connection: %+v", c)
 	}
-	r.ok(unix.Kill(r.host.qemu(t, "dies"), unix.SIGKILL))
+	r.ok(unix.Kill(r.host.qemu(t, dies), unix.SIGKILL))
 
 	r.host.libvirtd(t, "start")
 	r.awaitKind(mark, hypervisor.EventResync)
-	if got := r.host.qemu(t, "stays"); got != pid {
+	if got := r.host.qemu(t, stays); got != pid {
 		t.Fatalf("process %d became %d", pid, got)
 	}
 	if d := r.get(stays); d.State != hypervisor.StateRunning {
@@ -371,6 +371,11 @@ func TestLibvirtdKilledAndRestarted(t *testing.T) {
 		t.Fatalf("dies: %+v", d)
 	}
 
+	// Resume waits for the job that libvirtd's reconnecting holds. A domain
+	// that is killed before has no event.
+	if err := r.Resume(ctx, stays); err != nil {
+		r.kind(err, hypervisor.KindRunning, "")
+	}
 	mark = r.mark()
 	r.ok(r.Kill(ctx, stays))
 	if e := r.awaitOf(mark, stays, hypervisor.EventStopped); e.Cause != hypervisor.StopDestroyed {
@@ -428,7 +433,7 @@ func TestFrozenVMs(t *testing.T) {
 		r.ok(err)
 		return slices.ContainsFunc(all, func(s hypervisor.Stats) bool { return len(s.Disks) == 1 && s.Disks[0].ReadBytes > 0 })
 	})
-	thaw := r.host.freeze(t, r.host.qemu(t, "cold"))
+	thaw := r.host.freeze(t, r.host.qemu(t, cold))
 
 	quick := func(what string, limit time.Duration, call func()) {
 		t.Helper()

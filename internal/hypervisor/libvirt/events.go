@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	lv "github.com/digitalocean/go-libvirt"
 
@@ -17,6 +18,8 @@ type subscriptions struct {
 	gate chan struct{} // closed by open
 	pass bool          // valid once gate is closed
 	wg   sync.WaitGroup
+	// changes counts starts and stops.
+	changes atomic.Uint64
 
 	// signalled has the domains whose process was ended by a signal and
 	// whose stop event is awaited. Only the lifecycle stream uses it.
@@ -105,11 +108,15 @@ func (s *subscriptions) signals(m lv.DomainEventLifecycleMsg, e *hypervisor.Even
 			s.signalled[e.VM] = true
 		}
 	case hypervisor.EventStopped:
+		s.changes.Add(1)
 		if s.signalled[e.VM] && e.Cause == hypervisor.StopGuestShutdown {
 			e.Cause = hypervisor.StopHostSignal
 		}
 		delete(s.signalled, e.VM)
-	case hypervisor.EventStarted, hypervisor.EventUndefined:
+	case hypervisor.EventStarted:
+		s.changes.Add(1)
+		delete(s.signalled, e.VM)
+	case hypervisor.EventUndefined:
 		delete(s.signalled, e.VM)
 	}
 }

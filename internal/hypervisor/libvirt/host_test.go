@@ -17,6 +17,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"hanok.dev/hanok/internal/model"
 )
 
 // The tests run a real libvirtd in namespaces of its own. Its first process
@@ -165,17 +167,17 @@ func (h *host) stop() {
 }
 
 // qemu finds the process of a running domain.
-func (h *host) qemu(t *testing.T, name string) int {
+func (h *host) qemu(t *testing.T, vm model.VMID) int {
 	t.Helper()
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range lines {
 		text, err := os.ReadFile(file)
-		if err == nil && strings.Contains(string(text), "guest="+name+",") {
+		if err == nil && strings.Contains(string(text), "\x00-uuid\x00"+string(vm)+"\x00") {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 			return pid
 		}
 	}
-	t.Fatalf("no QEMU process of %s", name)
+	t.Fatalf("no QEMU process of %s", vm)
 	return 0
 }
 

@@ -153,3 +153,26 @@ func TestDiskStatsAbsurd(t *testing.T) {
 		t.Error("a skipped domain has counters")
 	}
 }
+
+func TestCensus(t *testing.T) {
+	a, b := lv.Domain{Name: "a", ID: 1}, lv.Domain{Name: "b", ID: 2}
+	again := lv.Domain{Name: "a", ID: 3}
+	var c census
+	for i, step := range []struct {
+		list    []lv.Domain
+		changes uint64
+		want    bool
+	}{
+		{[]lv.Domain{a, b}, 0, false}, // the first
+		{[]lv.Domain{b, a}, 0, false},
+		{[]lv.Domain{a}, 1, false}, // an event told
+		{[]lv.Domain{a}, 1, false},
+		{[]lv.Domain{}, 1, true}, // no event told
+		{[]lv.Domain{a}, 2, false},
+		{[]lv.Domain{again}, 2, true}, // another run of it
+	} {
+		if got := c.silent(step.list, step.changes); got != step.want {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}
