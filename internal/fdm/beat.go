@@ -88,6 +88,12 @@ func (m *Machine) sendBeats() {
 			return
 		}
 		m.chooseNetwork(h)
+		if m.now-m.switchAt >= m.silence() && m.now-h.heard <= m.silence() && !h.beat.Hears {
+			// The primary misses this host: every way at once, until it hears.
+			m.beatTo(h, BeatSecondary)
+			m.reportDue = true
+			return
+		}
 		m.do(SendHeartbeat{To: h.name, Network: m.conf.HeartbeatNetworks[m.network], Beat: m.beat(BeatSecondary)})
 	case roleNone:
 		// With HA off hosts still tell each other that they live and which
@@ -108,14 +114,19 @@ func (m *Machine) chooseNetwork(p *member) {
 		return
 	}
 	next := m.network
-	if m.now-p.nets[m.network] >= m.silence()-m.interval() {
+	if p.beat.Hears {
+		m.missed = 0
+	} else {
+		m.missed++
+	}
+	if m.now-p.nets[m.network] >= m.silence() {
 		for i := range p.nets {
-			if p.nets[i] > p.nets[next] {
+			if p.nets[i] > p.nets[next]+m.interval() {
 				next = i
 			}
 		}
-	} else if !p.beat.Hears {
-		next = (m.network + 1) % n
+	} else if m.missed > silentAfter {
+		next, m.missed = (m.network+1)%n, 0
 	}
 	if next != m.network {
 		m.emit(event.Event{Kind: event.Network, Severity: event.Warning, Host: m.cfg.Self,
@@ -145,7 +156,7 @@ func (m *Machine) broadcast(k BeatKind) {
 func (m *Machine) beatTo(h *member, k BeatKind) {
 	b := m.beat(k)
 	if k == BeatPrimary {
-		b.Hears = h.heard > 0 && m.now-h.heard <= 2*m.interval()
+		b.Hears = h.heard > 0 && m.now-h.heard <= m.interval()+m.interval()/2
 		b.Watch = h.watcher
 	}
 	for _, n := range m.conf.HeartbeatNetworks {

@@ -42,7 +42,8 @@ type Config struct {
 // Limits that need no setting.
 const (
 	// silentAfter is how many intervals without a sign of life make a host
-	// silent: two lost datagrams in a row are no reason for alarm.
+	// silent: two lost datagrams in a row are no reason for alarm. A quarter of
+	// an interval more lets the third arrive.
 	silentAfter = 3
 	// windowIntervals is how many intervals a candidate waits for a better one.
 	windowIntervals = 2

@@ -198,7 +198,7 @@ func (m *Machine) mayTake(st *store, slot *slotSeen, holder model.HostID) string
 
 // waitFence keeps a VM waiting for proof of death.
 func (m *Machine) waitFence(v *vm, why string) {
-	m.standingReason(v, why)
+	m.standingReason(v, why, false)
 	v.fence = true
 	m.waiting[v.p.ID] = v
 	m.recheck(v, fencePause)
@@ -225,8 +225,9 @@ func (m *Machine) restart(v *vm, cause, failover string, in intent) {
 	m.ready[v.p.ID] = v
 }
 
-// standingReason keeps why a VM does not run, in the list and before people.
-func (m *Machine) standingReason(v *vm, why string) {
+// standingReason keeps why a VM does not run, in the list and before people;
+// told: people know, only a detail differs.
+func (m *Machine) standingReason(v *vm, why string, told bool) {
 	v.reason = why
 	m.viewDue = true
 	if d := v.p.Down; d != nil && d.Reason != why {
@@ -234,7 +235,7 @@ func (m *Machine) standingReason(v *vm, why string) {
 		m.save(v)
 	}
 	m.answerStart(v, AdminReply{Text: fmt.Sprintf("%s is not running yet: %s; it is tried again when anything changes", v.p.Name, why)})
-	if v.said == why || v.said != "" && m.now-v.saidAt < 30*time.Second {
+	if told || v.said == why || v.said != "" && m.now-v.saidAt < 30*time.Second {
 		return
 	}
 	v.said, v.saidAt = why, m.now

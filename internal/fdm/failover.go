@@ -20,6 +20,7 @@ type order struct {
 	cmd     Command
 	kind    CommandKind
 	counted bool
+	quiet   bool // a further try after the same failure: not told again
 	sent    bool
 	stage   Stage
 	epoch   model.Epoch // won by the target
@@ -147,7 +148,7 @@ func (m *Machine) unplaced(v *vm, refusals []placement.Refusal, busy bool) {
 		parts = append(parts, fmt.Sprintf("%s: %s", r.Host, r.Reason))
 	}
 	m.queue(v, "")
-	m.standingReason(v, "no host can take it: "+strings.Join(parts, "; "))
+	m.standingReason(v, "no host can take it: "+strings.Join(parts, "; "), false)
 	m.recheck(v, m.cfg.Probe)
 }
 
@@ -160,6 +161,10 @@ func (m *Machine) startOn(v *vm, h *member) {
 	if d.Attempts < m.maxRestarts() {
 		d.Attempts++
 		o.counted = true
+	}
+	o.quiet = v.fault != ""
+	if _, counts := failurePause(v.fault); counts {
+		o.quiet = v.standing
 	}
 	d.Hosts = append(d.Hosts[:len(d.Hosts):len(d.Hosts)], h.name)
 	if len(d.Hosts) > keptHosts {
@@ -199,7 +204,7 @@ func (m *Machine) send(o *order) {
 	}
 	o.cmd.VM = m.record(v)
 	o.sent, o.heardAt = true, m.now
-	if o.kind == CommandStart {
+	if o.kind == CommandStart && !o.quiet {
 		m.emit(event.Event{Kind: event.StartIssued, VM: v.p.Name, Host: o.host.name, Datastore: v.st.name, Failover: o.cmd.Failover,
 			Text:     fmt.Sprintf("%s is to start on %s", v.p.Name, o.host.name),
 			Cause:    v.p.Down.Cause,
@@ -312,7 +317,7 @@ func (m *Machine) onProgress(h *member, p Progress) {
 		Evidence: map[string]string{"command": o.id, "epoch": fmt.Sprint(o.epoch), "after": seconds(p.After)}}
 	switch p.Stage {
 	case StageLocked:
-		if !again && o.kind == CommandStart {
+		if !again && o.kind == CommandStart && !o.quiet {
 			ev.Kind, ev.Text = event.LockTaken, fmt.Sprintf("%s has the lock of %s (epoch %d)", h.name, v.p.Name, o.epoch)
 			m.emit(ev)
 		}
@@ -398,7 +403,8 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 		v.p.Down.Attempts--
 	}
 	why := fmt.Sprintf("%s on %s: %s", p.Code, o.host.name, p.Text)
-	known := v.fault == p.Code && v.standing
+	again := v.fault == p.Code
+	known := again && v.standing
 	v.fault = p.Code
 	if p.Code == string(lease.CodeNotArmed) {
 		m.waitFence(v, fmt.Sprintf("%s; waiting for proof that the owner is dead: power it off and on again, or `hanok lock release --force`, or set `unfenced: accept` for %s", why, v.st.name))
@@ -416,7 +422,7 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 	if counted && v.p.Down.Attempts >= m.maxRestarts() {
 		v.standing, pause = true, m.cfg.Probe
 		m.waiting[v.p.ID] = v
-		m.standingReason(v, fmt.Sprintf("%d attempts failed, the last with %s", v.p.Down.Attempts, why))
+		m.standingReason(v, fmt.Sprintf("%d attempts failed, the last with %s", v.p.Down.Attempts, why), known)
 		if f := m.failovers[v.inFailover]; f != nil {
 			f.stuck++
 		}
@@ -427,6 +433,10 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 	reason := v.reason
 	if !v.standing {
 		reason = why
+		if !counted && !again {
+			m.emit(event.Event{Kind: event.RestartPending, VM: v.p.Name, Host: o.host.name, Datastore: v.st.name, Failover: v.p.Down.Failover,
+				Text: fmt.Sprintf("%s is tried again until this passes; it does not count as an attempt", v.p.Name), Cause: why})
+		}
 	}
 	m.postpone(v, pause, reason)
 	m.save(v)

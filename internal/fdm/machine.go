@@ -46,6 +46,7 @@ type Machine struct {
 	gatherEnd  time.Duration
 
 	// As a secondary.
+	missed     int           // intervals in a row in which the primary did not hear this host
 	network    int           // index of the heartbeat network in use
 	switchAt   time.Duration // of the last switch
 	watch      bool          // told to read slots
@@ -333,7 +334,7 @@ func (m *Machine) reigning(f func()) func() {
 }
 
 func (m *Machine) interval() time.Duration { return m.conf.Timing.Interval }
-func (m *Machine) silence() time.Duration  { return silentAfter * m.interval() }
+func (m *Machine) silence() time.Duration  { return silentAfter*m.interval() + m.interval()/4 }
 
 func (m *Machine) maxRestarts() int {
 	if m.conf.MaxRestarts > 0 {

@@ -36,6 +36,8 @@ type member struct {
 	since    time.Duration // of the suspicion
 	pinged   bool          // an answer to the ping is known
 	answered bool
+	aliveAt  time.Duration // when its slots were first seen to move during the silence
+	boot     model.BootID  // the last reboot told to people
 	pingAt   time.Duration
 	failed   bool
 	failover string

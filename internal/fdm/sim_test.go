@@ -60,6 +60,7 @@ type sentOrder struct {
 	host model.HostID
 	id   string
 	at   time.Duration
+	term model.Term
 	over bool
 }
 

@@ -45,7 +45,7 @@ func (m *Machine) silenceTimer(h *member, gen, reign uint64) {
 // suspectHost begins to find out what became of a silent host.
 func (m *Machine) suspectHost(h *member) {
 	h.suspect, h.since = true, m.now
-	h.pinged, h.answered, h.pingAt = false, false, 0
+	h.pinged, h.answered, h.pingAt, h.aliveAt = false, false, 0, 0
 	m.viewDue = true
 	m.emit(event.Event{Kind: event.HostState, Severity: event.Warning, Host: h.name,
 		Text:     fmt.Sprintf("%s is silent", h.name),
@@ -65,7 +65,11 @@ func (m *Machine) pingHost(h *member) {
 		return
 	}
 	h.pingAt = m.now
+	asked := m.now
 	m.do(PingHost{Host: h.name, Op: m.op(func(r HostPinged) {
+		if asked < h.aliveAt {
+			return
+		}
 		h.pinged, h.answered = true, r.Answered
 		if h.suspect && m.role == rolePrimary {
 			m.judge(h)
@@ -127,6 +131,11 @@ func (m *Machine) judge(h *member) {
 	switch {
 	case s.known > 0 && s.stale == s.known:
 		m.fail(h)
+	case s.alive && h.aliveAt == 0:
+		// A ping from before says nothing of a host that came to life since.
+		h.aliveAt, h.pinged, h.pingAt = m.now, false, 0
+		m.unfail(h)
+		m.pingHost(h)
 	case s.alive && !h.pinged:
 		// Wait for the answer to the ping.
 	case s.alive && h.answered:
@@ -195,6 +204,9 @@ func (m *Machine) fail(h *member) {
 		return
 	}
 	h.failed, h.failover = true, ""
+	if h.heard == 0 && !m.slotMoved(h) {
+		h.knownFailed = true // it was down before this agent started
+	}
 	m.setState(h, model.HostFailed, failedWhy)
 	if !h.knownFailed {
 		m.failoverOf(h)
@@ -219,6 +231,16 @@ func (m *Machine) fail(h *member) {
 		m.finishFailover(f)
 	}
 	m.poke(fmt.Sprintf("%s failed", h.name))
+}
+
+// slotMoved tells whether any slot of h was seen to change.
+func (m *Machine) slotMoved(h *member) bool {
+	for _, st := range m.storeBy {
+		if s := st.slots[h.name]; s != nil && s.changed {
+			return true
+		}
+	}
+	return false
 }
 
 const failedWhy = "silent on the network, and its heartbeat is stale on every datastore that can be read"
@@ -270,9 +292,15 @@ func (m *Machine) recovered(h *member) {
 		return
 	}
 	silent := m.now - h.since + m.silence()
+	known := h.state == model.HostConnected || h.state == model.HostMaintenance
 	m.unfail(h)
 	h.suspect, h.knownFailed = false, false
-	m.shownConnected(h, fmt.Sprintf("heard again after about %s", seconds(silent)))
+	why := fmt.Sprintf("heard again after about %s", seconds(silent))
+	if known {
+		m.emit(event.Event{Kind: event.HostState, Host: h.name, Text: fmt.Sprintf("%s is heard again", h.name), Cause: why})
+	}
+	m.shownConnected(h, why)
+	h.reason = ""
 	m.watchSilence(h)
 	m.poke(fmt.Sprintf("%s came back", h.name))
 }
@@ -292,8 +320,11 @@ func (m *Machine) rebooted(name model.HostID, boot model.BootID) {
 	if h == nil {
 		return
 	}
-	m.emit(event.Event{Kind: event.HostState, Severity: event.Warning, Host: name,
-		Text: fmt.Sprintf("%s has rebooted: the VMs of its former boot are gone", name), Evidence: map[string]string{"boot": string(boot)}})
+	if h.boot != boot {
+		h.boot = boot
+		m.emit(event.Event{Kind: event.HostState, Severity: event.Warning, Host: name,
+			Text: fmt.Sprintf("%s has rebooted: the VMs of its former boot are gone", name), Evidence: map[string]string{"boot": string(boot)}})
+	}
 	for _, id := range sortedKeys(m.vms) {
 		v := m.vms[id]
 		if v.lockKnown && v.lock.Owner == name && v.lock.Holder() != "" || v.p.Host == name {

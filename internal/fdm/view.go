@@ -16,7 +16,7 @@ func (m *Machine) View(now time.Duration) ClusterView {
 	if m.role == rolePrimary {
 		return m.ownView(now)
 	}
-	if m.viewKnown {
+	if m.viewKnown && m.role != roleNone {
 		return m.agedView(now)
 	}
 	return m.loneView(now)
@@ -247,6 +247,8 @@ func (m *Machine) agedView(now time.Duration) ClusterView {
 		}
 		if x.Name == m.cfg.Self {
 			m.fillSelf(x)
+		} else if x.State == model.HostPrimary && m.role != roleSecondary {
+			x.State, x.Reason = model.HostElection, "it was primary until now"
 		}
 	}
 	if m.role != roleSecondary {
@@ -318,6 +320,17 @@ func (m *Machine) loneView(now time.Duration) ClusterView {
 		}
 		v.VMs = append(v.VMs, VMView{ID: lv.ID, Name: lv.Name, State: s, Host: m.cfg.Self, Home: m.guarded[lv.ID].Home, Epoch: lv.Epoch, Alive: lv.Alive,
 			Reason: "no primary: shown as this host alone sees it"})
+	}
+	local := map[model.VMID]bool{}
+	for i := range v.VMs {
+		local[v.VMs[i].ID] = true
+	}
+	for i := range m.view.VMs {
+		if x := m.view.VMs[i]; m.viewKnown && !local[x.ID] && x.Host != m.cfg.Self {
+			x.Protected = false
+			x.Reason = fmt.Sprintf("no primary: as it was %s ago", seconds(now-m.viewAt))
+			v.VMs = append(v.VMs, x)
+		}
 	}
 	for _, st := range m.storeBy {
 		v.Datastores = append(v.Datastores, DatastoreView{Name: st.name, Problem: st.problem})

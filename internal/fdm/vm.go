@@ -222,6 +222,8 @@ func (m *Machine) protected(v *vm) (bool, string) {
 		return v.shown, v.host.reason
 	case !v.running:
 		return false, v.reason
+	case v.host.report != nil && !v.host.report.GuardUp:
+		return false, fmt.Sprintf("the guard of %s does not answer", v.p.Host)
 	case v.local.Epoch == 0:
 		return false, fmt.Sprintf("the guard of %s does not confirm its lock", v.p.Host)
 	case v.host.report != nil && !v.host.report.HookSeen:
