@@ -355,7 +355,7 @@ func (h *simHost) storageWorks() {
 				h.w.apply(op)
 			}
 		}
-		if !op.applied || h.stopped || h.w.chance(0.2) {
+		if !op.applied || h.stopped || h.storage == "hang" || h.w.chance(0.2) {
 			h.ops = append(h.ops, op)
 			continue
 		}
