@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -154,14 +154,10 @@ func (r *Report) collect(ctx context.Context, d drill.Drill, began time.Time) er
 	return nil
 }
 
-// decode reads events as one JSON array or as JSON lines.
+// decode reads events as JSON lines.
 func decode(data []byte) ([]event.Event, error) {
 	var list []event.Event
-	if strings.HasPrefix(strings.TrimSpace(string(data)), "[") {
-		return list, json.Unmarshal(data, &list)
-	}
-	in := json.NewDecoder(strings.NewReader(string(data)))
-	for in.More() {
+	for in := json.NewDecoder(bytes.NewReader(data)); in.More(); {
 		var e event.Event
 		if err := in.Decode(&e); err != nil {
 			return nil, err
