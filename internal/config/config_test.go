@@ -313,3 +313,45 @@ func TestImportsNoNetwork(t *testing.T) {
 		}
 	}
 }
+
+func TestWith(t *testing.T) {
+	c := mustParse(t, strings.ReplaceAll(full, "ds2", "ds.2"))
+	for _, tt := range []struct{ path, value, want string }{
+		{"ha.isolationResponse", "powerOff", "~ ha.isolationResponse: none → powerOff"},
+		{"ha.hostMonitoring", "false", "~ ha.hostMonitoring: true → false"},
+		{"ha.admission.hostFailures", "2", "~ ha.admission.hostFailures: 1 → 2"},
+		{"ha.storage.apdDelay", "10s", "~ ha.storage.apdDelay: 0s → 10s"},
+		{"ha.timing", "steady", "→ steady"},
+		{"ha.options.das.maxvmrestartcount", "3", "das.maxvmrestartcount: 3"},
+		{"ha.options.isolationShutdownTimeout", "60", "das.isolationShutdownTimeout: 60"},
+		{"hosts[host1].maintenance", "true", "~ hosts[host1].maintenance: false → true"},
+		{"vms[web].restart.priority", "medium", "~ vms[web].restart.priority: high → medium"},
+		{"vms[db1].memory", "2GiB", "~ vms[db1].memory: 0MiB → 2GiB"},
+		{"datastores[ds.2].backing", "array-c", "~ datastores[ds.2].backing: array-b → array-c"},
+		{"rules[near-licence].hosts.host2", "7", "host2: 7"},
+	} {
+		got, err := c.With(tt.path, tt.value)
+		if err != nil {
+			t.Errorf("%s: %v", tt.path, err)
+			continue
+		}
+		if d := Diff(c, got); len(d) != 1 || !strings.Contains(d[0].String(), tt.want) || got.Version != c.Version+1 {
+			t.Errorf("%s: version %d, changes %v, want %q", tt.path, got.Version, d, tt.want)
+		}
+	}
+	for _, tt := range []struct{ path, value, want string }{
+		{"ha.isolationRespons", "none", `did you mean "isolationResponse"`},
+		{"ha.isolationResponse", "poweroff", "use one of"},
+		{"ha.options.das.maxrestart", "3", "unknown option"},
+		{"hosts[host7].maintenance", "true", `has no element named "host7"`},
+		{"hosts[host1]", "true", "name a field"},
+		{"ha.timing.lease", "9s", "set as a whole"},
+		{"name.x", "y", "has no fields"},
+		{"vms[web].host", "host9", `no host is named "host9"`},
+		{"ha.enabled", "[", "no YAML"},
+	} {
+		if _, err := c.With(tt.path, tt.value); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s=%s: %v, want %q", tt.path, tt.value, err, tt.want)
+		}
+	}
+}
