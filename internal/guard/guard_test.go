@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/guard"
 	"hanok.dev/hanok/internal/guard/ipc"
+	"hanok.dev/hanok/internal/lab/fusefs"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
@@ -29,46 +31,83 @@ const (
 func TestMain(m *testing.M) {
 	if strings.HasPrefix(filepath.Base(os.Args[0]), "qemu-system-") {
 		fmt.Println("up")
+		fakeGuest(os.Getenv("HANOK_TEST_DISK"))
+	}
+	os.Exit(m.Run())
+}
+
+// fakeGuest writes to its disk for ever, if it has one.
+func fakeGuest(disk string) {
+	if disk == "" {
 		for {
 			time.Sleep(time.Hour)
 		}
 	}
-	os.Exit(m.Run())
+	f, err := os.OpenFile(disk, os.O_RDWR|os.O_CREATE|unix.O_DSYNC, 0o600)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	for i := int64(0); ; i++ {
+		_, _ = f.WriteAt([]byte(strconv.FormatInt(i, 10)), 0)
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // host is a host of one cluster below a temporary directory.
 type host struct {
 	t      *testing.T
+	name   string
 	dir    string
 	ds     string // the datastore's mount
+	fs     *fusefs.FS
 	cgroup string
 	opts   guard.Options
 	stop   context.CancelFunc
 	done   chan error
 }
 
-func newHost(t *testing.T) *host {
+// newBacking makes the shared storage of a cluster.
+func newBacking(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	h := &host{t: t, dir: dir, ds: filepath.Join(dir, "ds1")}
-	h.mkdir("ds1")
-	h.mkdir("etc")
-	if _, err := datastore.Initialise(h.ds, "test", datastore.InitOptions{Slots: 8}); err != nil {
+	if _, err := datastore.Initialise(dir, "test", datastore.InitOptions{Slots: 8}); err != nil {
 		t.Fatal(err)
 	}
-	h.write("etc/host", "host1\n")
-	h.write("etc/boot", "boot-1\n")
-	h.write("etc/machine", "machine-1\n")
+	return dir
+}
+
+// newHost makes a host with its own path to the storage; more is added to the
+// datastore's entry in the cluster file.
+func newHost(t *testing.T, name, backing, more string) *host {
+	t.Helper()
+	dir := t.TempDir()
+	h := &host{t: t, name: name, dir: dir, ds: filepath.Join(dir, "ds1")}
+	h.mkdir("ds1")
+	h.mkdir("etc")
+	fs, err := fusefs.Mount(backing, h.ds, fusefs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.fs = fs
+	t.Cleanup(func() {
+		fs.SetFault(fusefs.None)
+		eventually(t, "the storage path is unmounted", func() bool { return fs.Unmount() == nil })
+	})
+	h.write("etc/host", name+"\n")
+	h.write("etc/boot", "boot-1-of-"+name+"\n")
+	h.write("etc/machine", "machine-of-"+name+"\n")
 	h.write("etc/cluster.yaml", fmt.Sprintf(`version: 1
 name: test
 ha: {timing: fast}
 networks: [{name: mgmt, heartbeat: true}]
-datastores: [{name: ds1, path: %s}]
+datastores: [{name: ds1, path: %s%s}]
 hosts:
 - {name: host1, address: {mgmt: 10.0.0.1}, cpu: {cores: 1, mhz: 1000}, memory: 1GiB, datastores: [ds1]}
-`, h.ds))
+- {name: host2, address: {mgmt: 10.0.0.2}, cpu: {cores: 1, mhz: 1000}, memory: 1GiB, datastores: [ds1]}
+`, h.ds, more))
 	root := cgroupRoot(t)
-	h.cgroup = filepath.Join(root, fmt.Sprintf("hanok-test-%d-%s", os.Getpid(), filepath.Base(dir)))
+	h.cgroup = filepath.Join(root, fmt.Sprintf("hanok-test-%d-%s-%s", os.Getpid(), t.Name(), name))
 	if err := os.MkdirAll(h.cgroup, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +121,13 @@ hosts:
 		Log:       slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}
 	return h
+}
+
+// ownProcesses lets the host see only the processes that it started, as on
+// hosts with their own process ids.
+func (h *host) ownProcesses() {
+	h.mkdir("proc")
+	h.opts.ProcDir = filepath.Join(h.dir, "proc")
 }
 
 type testWriter struct{ t *testing.T }
@@ -217,7 +263,7 @@ func waitLease(t *testing.T, c *ipc.Client) {
 }
 
 // qemu starts a process that looks like a VM's.
-func (h *host) qemu(vm model.VMID, name string) *exec.Cmd {
+func (h *host) qemu(vm model.VMID, name, disk string) *exec.Cmd {
 	h.t.Helper()
 	link := filepath.Join(h.dir, "qemu-system-x86_64")
 	exe, err := os.Executable()
@@ -228,6 +274,7 @@ func (h *host) qemu(vm model.VMID, name string) *exec.Cmd {
 		h.t.Fatal(err)
 	}
 	cmd := exec.Command(link, "-name", "guest="+name+",debug-threads=on", "-S", "-uuid", string(vm))
+	cmd.Env = append(os.Environ(), "HANOK_TEST_DISK="+disk)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		h.t.Fatal(err)
@@ -239,6 +286,12 @@ func (h *host) qemu(vm model.VMID, name string) *exec.Cmd {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if h.opts.ProcDir != "" {
+		pid := strconv.Itoa(cmd.Process.Pid)
+		if err := os.Symlink("/proc/"+pid, filepath.Join(h.opts.ProcDir, pid)); err != nil {
+			h.t.Fatal(err)
+		}
+	}
 	return cmd
 }
 
@@ -257,6 +310,19 @@ func phaseOf(s lease.Status, vm model.VMID) lease.VMPhase {
 
 func (h *host) unit(vm model.VMID) string { return filepath.Join(h.cgroup, "hanok", string(vm)) }
 
+// protect creates the lock of web on a healthy host, wins it and starts the
+// VM.
+func (h *host) protect(c *ipc.Client, disk string) *exec.Cmd {
+	t := h.t
+	t.Helper()
+	mustOK(t, c, lease.Request{Create: &lease.CreateRequest{VM: web()}})
+	mustOK(t, c, lease.Request{Managed: &lease.ManagedRequest{VMs: []lease.ManagedVM{web()}}})
+	won := mustOK(t, c, lease.Request{Claim: &lease.ClaimRequest{VM: web(), Epoch: 1}})
+	cmd := h.qemu(webID, "web", disk)
+	mustOK(t, c, lease.Request{Confirm: &lease.ConfirmRequest{VM: webID, Epoch: won.Epoch}})
+	return cmd
+}
+
 func (h *host) frozen(vm model.VMID) bool {
 	data, err := os.ReadFile(filepath.Join(h.unit(vm), "cgroup.events"))
 	return err == nil && strings.Contains(string(data), "frozen 1")
@@ -264,7 +330,7 @@ func (h *host) frozen(vm model.VMID) bool {
 
 // TestLifeOfAVM claims, confirms, kills and releases on a healthy datastore.
 func TestLifeOfAVM(t *testing.T) {
-	h := newHost(t)
+	h := newHost(t, "host1", newBacking(t), "")
 	h.start()
 	c := h.dial()
 	waitLease(t, c)
@@ -278,7 +344,7 @@ func TestLifeOfAVM(t *testing.T) {
 	if r := call(t, c, lease.Request{Confirm: &lease.ConfirmRequest{VM: webID, Epoch: 2}}); r.Code != lease.CodeNoProcess {
 		t.Fatalf("confirm without a process: %s", r.Code)
 	}
-	h.qemu(webID, "web")
+	h.qemu(webID, "web", "")
 	mustOK(t, c, lease.Request{Confirm: &lease.ConfirmRequest{VM: webID, Epoch: 2}})
 	if p := phaseOf(status(t, c), webID); p != lease.PhaseRunning {
 		t.Fatalf("phase %q, want running", p)

@@ -94,7 +94,7 @@ func (w *world) accidents(h *simHost) {
 	if !w.chance(0.004) {
 		return
 	}
-	switch w.rng.IntN(9) {
+	switch w.rng.IntN(14) {
 	case 0:
 		h.powerOff("power")
 	case 1:
@@ -115,22 +115,42 @@ func (w *world) accidents(h *simHost) {
 			}})
 		}
 	case 4, 5:
-		h.storage = "hang"
-		w.logf("%s storage hangs", h.id)
-		w.stats["hang"]++
-		for _, p := range h.procs {
-			p.busy = p.busy || p.resumed && !p.frozen && w.chance(0.5)
-		}
-		h.plans = append(h.plans, plan{w.now + w.upTo(15*time.Second), h.healStorage})
+		h.hangStorage(0.5)
+	case 9, 10, 11: // cut off from everything, as by a dead switch
+		h.hangStorage(0.2)
+		h.loseNetwork()
+	case 12, 13:
+		h.storage = "slow"
+		w.logf("%s storage is slow", h.id)
+		h.plans = append(h.plans, plan{w.now + w.upTo(20*time.Second), h.healStorage})
 	case 6:
 		h.storage = "error"
 		w.logf("%s storage fails", h.id)
 		h.plans = append(h.plans, plan{w.now + w.upTo(10*time.Second), h.healStorage})
 	case 7, 8:
-		h.net = false
-		w.logf("%s loses the network", h.id)
-		h.plans = append(h.plans, plan{w.now + w.upTo(20*time.Second), func() { h.net = true; w.logf("%s has the network again", h.id) }})
+		h.loseNetwork()
 	}
+}
+
+func (h *simHost) loseNetwork() {
+	w := h.w
+	h.net = false
+	w.logf("%s loses the network", h.id)
+	h.plans = append(h.plans, plan{w.now + w.upTo(20*time.Second), func() { h.net = true; w.logf("%s has the network again", h.id) }})
+}
+
+// hangStorage blocks all storage calls, and a guest's write with probability p.
+func (h *simHost) hangStorage(p float64) {
+	w := h.w
+	h.storage = "hang"
+	w.logf("%s storage hangs", h.id)
+	w.stats["hang"]++
+	for _, v := range w.vms {
+		if p2 := h.procs[v.ID]; p2 != nil {
+			p2.busy = p2.busy || p2.resumed && !p2.frozen && w.chance(p)
+		}
+	}
+	h.plans = append(h.plans, plan{w.now + w.upTo(15*time.Second), h.healStorage})
 }
 
 func (h *simHost) healStorage() {

@@ -338,7 +338,7 @@ func (h *simHost) storageWorks() {
 		}
 		if !op.applied {
 			switch {
-			case h.storage == "hang":
+			case h.storage == "hang", h.storage == "slow" && op.e.Kind == EffLinkLock && !h.w.chance(0.01):
 				h.ops = append(h.ops, op)
 				continue
 			case h.storage == "error" || h.w.chance(0.01):
