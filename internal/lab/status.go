@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"hanok.dev/hanok/internal/agent/local"
 	labdisk "hanok.dev/hanok/internal/lab/disk"
 	"hanok.dev/hanok/internal/lab/observer"
 	"hanok.dev/hanok/internal/lab/supervisor"
@@ -76,7 +77,7 @@ func (c *Client) Status(ctx context.Context, disks bool) (Status, error) {
 		return Status{}, err
 	}
 	out := Status{Lab: s.Lab, Violations: []Violation{}, VMs: []VMStatus{}}
-	views := make([]agentStatus, len(s.Hosts))
+	views := make([]local.Status, len(s.Hosts))
 	var wg sync.WaitGroup
 	for i, h := range s.Hosts {
 		out.Hosts = append(out.Hosts, HostStatus{Host: h, Role: model.RoleNone, State: model.HostDisconnected})
@@ -93,8 +94,8 @@ func (c *Client) Status(ctx context.Context, disks bool) (Status, error) {
 			}
 			views[i] = view
 			for _, seen := range view.Hosts {
-				if seen.Name == h.Name {
-					out.Hosts[i].Role, out.Hosts[i].State = model.Role(seen.Role), model.HostState(seen.State)
+				if string(seen.Name) == h.Name {
+					out.Hosts[i].Role, out.Hosts[i].State = seen.Role, seen.State
 				}
 			}
 		})
@@ -108,8 +109,8 @@ func (c *Client) Status(ctx context.Context, disks bool) (Status, error) {
 }
 
 // best is the view of the primary, or of any host that has one.
-func best(hosts []HostStatus, views []agentStatus) agentStatus {
-	var found agentStatus
+func best(hosts []HostStatus, views []local.Status) local.Status {
+	var found local.Status
 	for i, h := range hosts {
 		if h.Role == model.RolePrimary {
 			return views[i]
@@ -121,7 +122,7 @@ func best(hosts []HostStatus, views []agentStatus) agentStatus {
 	return found
 }
 
-func vmStatus(s supervisor.State, v supervisor.VM, view agentStatus, disks bool) VMStatus {
+func vmStatus(s supervisor.State, v supervisor.VM, view local.Status, disks bool) VMStatus {
 	out := VMStatus{Name: v.Name, ID: v.ID, State: model.VMStopped, RunningOn: []string{}}
 	for _, i := range s.Instances {
 		if i.VM == v.ID {
@@ -135,7 +136,7 @@ func vmStatus(s supervisor.State, v supervisor.VM, view agentStatus, disks bool)
 	}
 	for _, seen := range view.VMs {
 		if seen.Name == v.Name {
-			out.State, out.Host, out.Protected, out.Reason = model.VMState(seen.State), seen.Host, seen.Protected, seen.Reason
+			out.State, out.Host, out.Protected, out.Reason = seen.State, string(seen.Host), seen.Protected, seen.Reason
 		}
 	}
 	if disks {

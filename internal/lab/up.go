@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/guard/hook"
 	"hanok.dev/hanok/internal/lab/cgroup"
 	"hanok.dev/hanok/internal/lab/guest"
 	"hanok.dev/hanok/internal/lab/host"
@@ -45,6 +46,8 @@ type Options struct {
 	NoWatchdog bool
 	// RebootOnReset boots a host again after its watchdog reset it.
 	RebootOnReset bool
+	// SyncDisk passes fsync on to the machine's disk (supervisor.Settings).
+	SyncDisk bool
 	// Binary is the hanok binary; its directory is what hosts see. Empty: the
 	// running one.
 	Binary string
@@ -194,7 +197,8 @@ func (u *up) install(ctx context.Context) error {
 			return err
 		}
 	}
-	settings := supervisor.Settings{BinDir: binDir, GuestDir: guestDir, RebootOnReset: u.RebootOnReset, Bare: u.Bare}
+	settings := supervisor.Settings{BinDir: binDir, GuestDir: guestDir, RebootOnReset: u.RebootOnReset,
+		SyncDisk: u.SyncDisk, Bare: u.Bare}
 	for i := range u.cluster.VMs {
 		v := &u.cluster.VMs[i]
 		if err := createVM(u.layout, u.cluster, v); err != nil {
@@ -257,6 +261,9 @@ func (u *up) installHost(h config.Host, file []byte, neighbours map[string]netip
 	}
 	inside := func(path string) string { return filepath.Join(etc, strings.TrimPrefix(path, "/etc/")) }
 	if err := os.WriteFile(inside(paths.ClusterFile), file, 0o600); err != nil {
+		return err
+	}
+	if err := hook.Install(inside(paths.Hook), filepath.Join(layout.HostBin, "hanok-guard")); err != nil {
 		return err
 	}
 	// Released when the datastores are initialised: before, the guard could

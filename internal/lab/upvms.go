@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 )
 
@@ -47,15 +48,18 @@ func (u *up) startVM(ctx context.Context, v *config.VM) error {
 			return fmt.Errorf("VM %s: %w", v.Name, err)
 		}
 	}
-	if err := u.client.WaitGuest(ctx, string(v.Host), v.Name); err != nil {
-		return fmt.Errorf("VM %s: its guest agent does not answer: %w", v.Name, err)
-	}
-	if !u.Bare {
-		if err := u.client.waitProtected(ctx, string(v.Host), v.Name); err != nil {
-			return fmt.Errorf("VM %s: %w", v.Name, err)
+	if u.Bare {
+		if err := u.client.WaitGuest(ctx, string(v.Host), v.Name); err != nil {
+			return fmt.Errorf("VM %s: its guest agent does not answer: %w", v.Name, err)
 		}
+		u.say("VM %s runs on %s", v.Name, v.Host)
+		return nil
 	}
-	u.say("VM %s runs on %s", v.Name, v.Host)
+	on, err := u.client.waitProtected(ctx, string(v.Host), v.Name)
+	if err != nil {
+		return fmt.Errorf("VM %s: %w", v.Name, err)
+	}
+	u.say("VM %s runs on %s, protected", v.Name, on)
 	return nil
 }
 
@@ -64,57 +68,41 @@ func (c *Client) WaitGuest(ctx context.Context, host, vm string) error {
 	return c.retry(ctx, host, "virsh", "-q", "qemu-agent-command", "--timeout", "5", vm, `{"execute":"guest-ping"}`)
 }
 
-// agentStatus is the part of `hanok status -o json` that the lab reads.
-type agentStatus struct {
-	Hosts []struct {
-		Name  string `json:"name"`
-		Role  string `json:"role"`
-		State string `json:"state"`
-	} `json:"hosts"`
-	VMs []struct {
-		Name      string `json:"name"`
-		State     string `json:"state"`
-		Host      string `json:"host"`
-		Protected bool   `json:"protected"`
-		Reason    string `json:"reason"`
-	} `json:"vms"`
-}
-
-// agent asks a host's agent for its view of the cluster.
-func (c *Client) agent(ctx context.Context, host string) (agentStatus, error) {
-	var s agentStatus
+// agent asks a host's agent for its view of the cluster. A status that shows
+// problems comes with an exit status, and is a status all the same.
+func (c *Client) agent(ctx context.Context, host string) (local.Status, error) {
+	var s local.Status
 	out, err := c.Exec(ctx, host, "hanok", "status", "-o", "json")
-	if err != nil {
-		return s, err
-	}
-	if err := json.Unmarshal(out, &s); err != nil {
-		return s, fmt.Errorf("%s: hanok status -o json: %w", host, err)
+	if jsonErr := json.Unmarshal(out, &s); jsonErr != nil {
+		return s, errors.Join(err, fmt.Errorf("%s: hanok status -o json: %w", host, jsonErr))
 	}
 	return s, nil
 }
 
-// waitProtected waits until the VM's host says that it is protected.
-func (c *Client) waitProtected(ctx context.Context, host, vm string) error {
+// waitProtected waits until the host's agent says that the VM is protected and
+// its guest alive, and returns where it runs: the cluster may have placed it
+// elsewhere.
+func (c *Client) waitProtected(ctx context.Context, host, vm string) (string, error) {
 	tick := time.NewTicker(300 * time.Millisecond)
 	defer tick.Stop()
-	why := "the agent does not list it"
+	why := "no agent has answered"
 	for {
 		s, err := c.agent(ctx, host)
-		if err != nil {
+		switch v := s.VMByName(vm); {
+		case ctx.Err() != nil: // keep the last reason
+		case err != nil:
 			why = err.Error()
-		}
-		for _, v := range s.VMs {
-			if v.Name == vm {
-				if v.Protected {
-					return nil
-				}
-				why = v.Reason
-			}
+		case v == nil:
+			why = "the cluster does not know it"
+		case v.Protected && v.Alive:
+			return string(v.Host), nil
+		default:
+			why = fmt.Sprintf("state %s on %q, protected %v, guest alive %v, reason %q", v.State, v.Host, v.Protected, v.Alive, v.Reason)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("not protected: %s: %w", why, ctx.Err())
+			return "", fmt.Errorf("not protected and alive in time: %s", why)
 		}
 	}
 }

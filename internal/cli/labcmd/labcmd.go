@@ -71,6 +71,7 @@ func newUp(name *string) *cobra.Command {
 	f.BoolVar(&o.Bare, "bare", false, "libvirtd only: without guard and agent, VMs started by virsh")
 	f.BoolVar(&o.NoWatchdog, "no-watchdog", false, "hosts have no watchdog")
 	f.BoolVar(&o.RebootOnReset, "reboot-on-reset", false, "a host that its watchdog reset boots again")
+	f.BoolVar(&o.SyncDisk, "sync-disk", false, "datastores pass fsync on to this machine's disk instead of acknowledging from memory")
 	cmd.MarkFlagsMutuallyExclusive("file", "hosts")
 	cmd.MarkFlagsMutuallyExclusive("file", "vms")
 	return cmd

@@ -24,6 +24,10 @@ type Options struct {
 	// SlowDelay is the delay per operation under the Slow fault.
 	// Zero means DefaultSlowDelay.
 	SlowDelay time.Duration
+	// BatteryCache acknowledges fsync and O_DSYNC from the machine's memory, as
+	// a disk array with a battery-backed cache does. All mounts see every write
+	// at once all the same; only a crash of the whole machine would lose some.
+	BatteryCache bool
 	// Name is shown as the mount's source in /proc/mounts. Empty means
 	// "hanok-lab".
 	Name string
@@ -33,6 +37,7 @@ type Options struct {
 type FS struct {
 	mountpoint string
 	slow       time.Duration
+	cache      bool
 	server     *fuse.Server
 	delay      atomic.Pointer[func(op string) time.Duration]
 
@@ -64,7 +69,7 @@ func Mount(backing, mountpoint string, opts Options) (*FS, error) {
 	if opts.Name == "" {
 		opts.Name = "hanok-lab"
 	}
-	f := &FS{mountpoint: mountpoint, slow: opts.SlowDelay, fault: None,
+	f := &FS{mountpoint: mountpoint, slow: opts.SlowDelay, cache: opts.BatteryCache, fault: None,
 		changed: make(chan struct{}), counted: make(chan struct{})}
 	never := time.Duration(0)
 	o := &fs.Options{

@@ -163,7 +163,7 @@ func (g *gateway) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string,
 	if s := g.creates(cancel, &in.InHeader, "create"); s != fuse.OK {
 		return s
 	}
-	in.Flags &^= unix.O_DIRECT
+	in.Flags = g.fs.flags(in.Flags)
 	s := g.RawFileSystem.Create(cancel, in, name, out)
 	out.OpenFlags |= uncached
 	return s
@@ -178,6 +178,16 @@ func (g *gateway) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse
 // writes one hung write would hold the file's lock against all others.
 const uncached = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 
+// flags are what a file is opened with on the backing file system. The buffers
+// here are not aligned for O_DIRECT, and the page cache is what mounts share.
+func (f *FS) flags(asked uint32) uint32 {
+	asked &^= unix.O_DIRECT
+	if f.cache {
+		asked &^= unix.O_SYNC | unix.O_DSYNC
+	}
+	return asked
+}
+
 func (g *gateway) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	e := moves
 	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
@@ -186,9 +196,7 @@ func (g *gateway) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOu
 	if s := g.fs.pass(cancel, in.Pid, "open", e); s != fuse.OK {
 		return s
 	}
-	// The buffers here are not aligned, and the page cache is what the mounts
-	// share.
-	in.Flags &^= unix.O_DIRECT
+	in.Flags = g.fs.flags(in.Flags)
 	s := g.RawFileSystem.Open(cancel, in, out)
 	out.OpenFlags |= uncached
 	return s
@@ -267,6 +275,9 @@ func (g *gateway) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if s := g.fs.pass(cancel, in.Pid, "fsync", moves); s != fuse.OK {
 		return s
 	}
+	if g.fs.cache {
+		return fuse.OK
+	}
 	return g.RawFileSystem.Fsync(cancel, in)
 }
 
@@ -304,6 +315,9 @@ func (g *gateway) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse
 func (g *gateway) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if s := g.fs.pass(cancel, in.Pid, "fsyncdir", moves); s != fuse.OK {
 		return s
+	}
+	if g.fs.cache {
+		return fuse.OK
 	}
 	return g.RawFileSystem.FsyncDir(cancel, in)
 }

@@ -4,7 +4,7 @@
 // It is told by the kernel: the process connector reports every exec and exit
 // on the machine, inotify every change of a cgroup's frozen and populated
 // state. Nothing is polled, except the processor time of an instance that has
-// not run yet, every 10 ms until it does.
+// not run yet, every 10 ms (after 3 s, every 100 ms) until it does.
 //
 // An instance is a QEMU process with a -uuid in a cgroup of the lab. libvirt
 // starts every QEMU stopped (-S), and a stopped instance beside a running one

@@ -19,11 +19,13 @@ import (
 )
 
 const (
-	samplePeriod = 10 * time.Millisecond // of instances that have not run yet
-	ranProof     = 50 * time.Millisecond // processor time that proves running
-	tolerance    = 25 * time.Millisecond // the observer's own reaction time
-	remember     = time.Minute           // ended instances are kept so long
-	maxKept      = 1000                  // violations kept
+	samplePeriod = 10 * time.Millisecond  // of an instance that has not run yet,
+	patience     = 3 * time.Second        // for so long;
+	slowPeriod   = 100 * time.Millisecond // later, until it runs
+	ranProof     = 50 * time.Millisecond  // processor time that proves running
+	tolerance    = 25 * time.Millisecond  // the observer's own reaction time
+	remember     = time.Minute            // ended instances are kept so long
+	maxKept      = 1000                   // violations kept
 )
 
 // Config says what to watch.
@@ -80,6 +82,7 @@ type instance struct {
 	frozenSince int64 // when Frozen
 	frozenRan   time.Duration
 	ended       int64 // 0 while alive
+	nextSample  int64 // when to look whether it runs
 	reported    map[int]bool
 }
 
@@ -151,10 +154,7 @@ func (o *Observer) Violations() ([]string, error) {
 func (o *Observer) run() {
 	defer close(o.done)
 	for {
-		timeout := -1
-		if o.unproven() {
-			timeout = int(samplePeriod.Milliseconds())
-		}
+		timeout := o.timeout()
 		fds := []unix.PollFd{{Fd: int32(o.connector), Events: unix.POLLIN}, {Fd: int32(o.inotify), Events: unix.POLLIN}, {Fd: int32(o.wake), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
 			o.fail(err)
@@ -194,15 +194,24 @@ func (o *Observer) fail(err error) {
 	o.cfg.Journal.Add(journal.Event{Kind: journal.Lost, Detail: o.err.Error()})
 }
 
-func (o *Observer) unproven() bool {
+// timeout is how many milliseconds the observer may wait for an event: for
+// ever (-1), unless an instance must be sampled.
+func (o *Observer) timeout() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	wait := time.Duration(-1)
 	for _, i := range o.instances {
 		if i.ended == 0 && !i.runs {
-			return true
+			next := time.Duration(i.nextSample - journal.Now())
+			if wait < 0 || next < wait {
+				wait = max(next, 0)
+			}
 		}
 	}
-	return false
+	if wait < 0 {
+		return -1
+	}
+	return int((wait + time.Millisecond - 1) / time.Millisecond)
 }
 
 func (o *Observer) process(e processEvent) {
@@ -277,11 +286,16 @@ func (o *Observer) end(i *instance, at int64) {
 // sample looks whether instances have begun to run.
 func (o *Observer) sample() {
 	for _, i := range o.instances {
-		if i.ended != 0 || i.runs {
+		now := journal.Now()
+		if i.ended != 0 || i.runs || now < i.nextSample {
 			continue
 		}
+		i.nextSample = now + int64(samplePeriod)
+		if time.Duration(now-i.Since) > patience {
+			i.nextSample = now + int64(slowPeriod)
+		}
 		alive, ran := processors(i.Pid)
-		now := journal.Now()
+		now = journal.Now()
 		switch {
 		case !alive && !exists(i.Pid):
 			o.end(i, now)

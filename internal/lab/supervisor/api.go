@@ -13,6 +13,10 @@ type Settings struct {
 	GuestDir string `json:"guestDir"`
 	// RebootOnReset: a host that its watchdog reset boots again.
 	RebootOnReset bool `json:"rebootOnReset"`
+	// SyncDisk: datastores pass fsync on to the machine's disk, which all labs
+	// and everything else on the machine share. Otherwise they acknowledge from
+	// memory, as an array with a battery-backed cache.
+	SyncDisk bool `json:"syncDisk"`
 	// Bare: the hosts run libvirtd only.
 	Bare bool `json:"bare"`
 	// VMs are the lab's virtual machines.

@@ -105,7 +105,8 @@ func (n *node) assemble(r *running, noWatchdog bool) error {
 		if err := os.MkdirAll(point, 0o700); err != nil {
 			return err
 		}
-		m, err := fusefs.Mount(n.s.lab.Backing(name), point, fusefs.Options{Name: "hanok-lab-" + n.s.lab.Name() + "-" + name})
+		m, err := fusefs.Mount(n.s.lab.Backing(name), point, fusefs.Options{
+			Name: "hanok-lab-" + n.s.lab.Name() + "-" + name, BatteryCache: !n.s.settings.SyncDisk})
 		if err != nil {
 			return err
 		}

@@ -1,13 +1,13 @@
-// Package lab_test runs real hosts and real virtual machines. It needs root,
-// the packages of scripts/install-deps.sh and the binaries of `make build`.
 package lab_test
 
 import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,17 +20,39 @@ import (
 	"hanok.dev/hanok/internal/lab/supervisor"
 )
 
+// binary builds the program that the tests run, once; its directory is what
+// the hosts see.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "hanok-lab-test-")
+	if err != nil {
+		return "", err
+	}
+	for _, command := range []string{"hanok", "hanok-lab-guest"} {
+		build := exec.Command("go", "build", "-o", dir, "hanok.dev/hanok/cmd/"+command)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return dir, fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	return filepath.Join(dir, "hanok"), nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if path, err := binary(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
+}
+
 // up brings a lab up that is removed after the test.
 func up(t *testing.T, o lab.Options) *lab.Client {
 	t.Helper()
-	binary, err := filepath.Abs("../../bin/hanok")
+	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("%v: run `make build` first", err)
-	}
-	o.Name, o.Binary = fmt.Sprintf("t%d", os.Getpid()), binary
+	o.Name, o.Binary = fmt.Sprintf("t%d", os.Getpid()), path
 	o.Progress = func(line string) { t.Log(line) }
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
