@@ -9,15 +9,19 @@ import (
 	"hanok.dev/hanok/internal/lease"
 )
 
-// canaryRetry is the pause after a canary that was not refused by the hook.
-const canaryRetry = 5 * time.Second
+// Pauses after a canary that the hook did not refuse: a missing hook is put back
+// by a person, and each canary starts a QEMU for a moment.
+const (
+	canaryRetryMin = 5 * time.Second
+	canaryRetryMax = time.Minute
+)
 
 // canary proves after each connect to libvirt, and whenever the guard has not
 // seen the hook, that libvirt asks the hook before it starts a domain.
 func (a *Agent) canary(ctx context.Context) {
-	retry := time.NewTimer(canaryRetry)
+	retry := time.NewTimer(canaryRetryMin)
 	defer retry.Stop()
-	last := ""
+	last, pause := "", canaryRetryMin
 	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
@@ -29,7 +33,7 @@ func (a *Agent) canary(ctx context.Context) {
 		retry.Stop()
 		conn, _ := a.links.get()
 		if conn == nil || !a.cfg.Hypervisor.Connection().Up {
-			retry.Reset(canaryRetry)
+			retry.Reset(canaryRetryMin)
 			continue
 		}
 		name := fmt.Sprintf("%s%x-%d", lease.CanaryPrefix, a.start, n)
@@ -37,7 +41,7 @@ func (a *Agent) canary(ctx context.Context) {
 		err := a.cfg.Hypervisor.Canary(cctx, name, name)
 		cancel()
 		if err == nil {
-			last = ""
+			last, pause = "", canaryRetryMin
 			continue
 		}
 		a.count.add("hook-not-proven")
@@ -47,6 +51,7 @@ func (a *Agent) canary(ctx context.Context) {
 				Text:  fmt.Sprintf("libvirt on %s does not ask Hanok's hook; its VMs are not protected", a.host),
 				Cause: text})
 		}
-		retry.Reset(canaryRetry)
+		retry.Reset(pause)
+		pause = min(2*pause, canaryRetryMax)
 	}
 }

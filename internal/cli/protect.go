@@ -229,7 +229,7 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait
 	if !d.Active {
 		vm.Requested = model.RequestedStopped
 	}
-	reply, err := p.app.orderPrimary(ctx, wait, &say, fdm.AdminRequest{Protect: &vm})
+	reply, err := p.app.orderPrimary(ctx, wait, &say, home, fdm.AdminRequest{Protect: &vm})
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.Name, err)
 	}

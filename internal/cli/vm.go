@@ -130,25 +130,23 @@ func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
 	return r.Text, nil
 }
 
-// orderPrimary is order for a request that the primary must answer: while an
-// election is under way it waits, at most limit.
-func (a *app) orderPrimary(ctx context.Context, limit time.Duration, say *progress, req fdm.AdminRequest) (string, error) {
+// orderPrimary is order for a request that the primary must answer: while there
+// is none, or the list of the datastore home (any, if empty) has no owner yet,
+// it waits, at most limit.
+func (a *app) orderPrimary(ctx context.Context, limit time.Duration, say *progress, home model.DatastoreName, req fdm.AdminRequest) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(limit, adminLimit))
 	defer cancel()
 	until := time.Now().Add(limit)
 	for {
+		before := a.waitsFor(ctx, home)
 		text, err := a.order(ctx, req)
-		if err == nil || time.Now().After(until) {
+		after := a.waitsFor(ctx, home)
+		if err == nil || before == "" && after == "" || time.Now().After(until) {
 			return text, err
 		}
-		s, serr := a.status(ctx)
-		if serr != nil || !s.HA || s.Primary != "" && s.State != model.HostElection {
-			if again, aerr := a.order(ctx, req); aerr == nil { // elected meanwhile
-				return again, nil
-			}
-			return text, err
+		if after != "" {
+			say.say("waiting for %s", after)
 		}
-		say.say("waiting for a primary")
 		select {
 		case <-ctx.Done():
 			return "", err
@@ -157,13 +155,31 @@ func (a *app) orderPrimary(ctx context.Context, limit time.Duration, say *progre
 	}
 }
 
+// waitsFor is what will be there in a moment, and is not yet: a primary, or its
+// hold on a list. Empty when all is there, or nothing is to be expected.
+func (a *app) waitsFor(ctx context.Context, home model.DatastoreName) string {
+	s, err := a.status(ctx)
+	if err != nil || !s.HA {
+		return ""
+	}
+	if s.Primary == "" || s.State == model.HostElection {
+		return "a primary"
+	}
+	for _, d := range s.Datastores {
+		if d.Owner == "" && (home == d.Name || home == "") {
+			return fmt.Sprintf("the protected list of %s", d.Name)
+		}
+	}
+	return ""
+}
+
 func newUnprotect(a *app) *cobra.Command {
 	return &cobra.Command{Use: "unprotect VM", Short: "Stop protecting a VM; it runs on", Args: cobra.ExactArgs(1),
 		Long:              "Stop protecting a VM: it runs on, and nothing restarts it. Its lock and its\ndefinition stay on the datastore.",
 		ValidArgsFunction: a.completeFrom(vmNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			say := progress{w: c.ErrOrStderr()}
-			text, err := a.orderPrimary(c.Context(), askLimit, &say, fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: args[0]}})
+			text, err := a.orderPrimary(c.Context(), askLimit, &say, "", fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: args[0]}})
 			if err != nil {
 				return err
 			}
@@ -185,7 +201,7 @@ func newPower(a *app, p power) *cobra.Command {
 	cmd.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for it; 0 does not wait")
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		say := progress{w: c.ErrOrStderr()}
-		text, err := a.orderPrimary(c.Context(), wait, &say, p.request(&fdm.VMRef{Name: args[0]}))
+		text, err := a.orderPrimary(c.Context(), wait, &say, "", p.request(&fdm.VMRef{Name: args[0]}))
 		if err != nil {
 			return err
 		}
