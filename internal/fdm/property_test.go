@@ -20,9 +20,11 @@ func TestRandomEvents(t *testing.T) {
 		c := &chaos{t: t, m: New(Config{Self: "b", Boot: "boot-b", Incarnation: 1, Start: 1}), sent: map[string]sentOrder{}}
 		c.step(ConfigLoaded{chaosConfig(1)})
 		c.step(GuardChanged{Up: true})
-		c.step(GuardNoticed{lease.Notice{What: lease.NoticeStatus, Status: c.status()}})
+		c.step(GuardNoticed{lease.Notice{What: lease.NoticeStatus, Status: &lease.Status{Host: "b", Boot: "boot-b", Armed: true, HookSeen: true,
+			Datastores: []lease.DatastoreStatus{{Name: "ds1", OK: true}, {Name: "ds2", OK: true}}}}})
 		c.step(HypervisorChanged{Up: true})
 		c.step(DomainsListed{})
+		c.lead()
 		n := rapid.IntRange(50, 400).Draw(t, "steps")
 		for i := 0; i < n; i++ {
 			c.step(c.event())
@@ -31,6 +33,55 @@ func TestRandomEvents(t *testing.T) {
 			t.Fatal("the view has no version")
 		}
 	})
+}
+
+// lead brings the machine to where most happens: primary, with its lists owned
+// and members that report.
+func (c *chaos) lead() {
+	for i := 0; i < 60 && c.m.stores["ds1"].list.phase != listOwned; i++ {
+		c.now += 200 * time.Millisecond
+		c.step(Tick{})
+		for len(c.open) > 0 {
+			e := c.open[0]
+			c.open = c.open[1:]
+			c.step(c.good(e))
+		}
+		for _, h := range []model.HostID{"a", "c"} {
+			c.step(HeartbeatReceived{From: h, Network: "n1", Beat: Heartbeat{Kind: BeatSecondary, Primary: "b", Settled: true, ConfigVersion: 1}})
+		}
+	}
+	if c.m.stores["ds1"].list.phase != listOwned {
+		c.t.Fatalf("role %v, list %v: %s", c.m.role, c.m.stores["ds1"].list.phase, c.m.stores["ds1"].list.problem)
+	}
+}
+
+// good answers an operation well.
+func (c *chaos) good(e Effect) Event {
+	switch e := e.(type) {
+	case ReadList:
+		r := ListRead{Op: e.Op, Datastore: e.Datastore, Lock: model.LockRecord{Lock: model.ListLock, Epoch: 5, State: model.LockReleased}}
+		if l := &c.m.stores[e.Datastore].list; l.phase == listCopying {
+			r.Lock.Epoch = model.Epoch(l.term)
+		}
+		r.List = model.ProtectedList{Term: 1, Version: 1, VMs: c.protected(e.Datastore)}
+		return r
+	case WriteList:
+		return ListWritten{Op: e.Op, Datastore: e.Datastore, Term: e.List.Term, Version: e.List.Version}
+	case AskGuard:
+		r := lease.Reply{Code: lease.CodeOK}
+		switch {
+		case e.Request.Claim != nil:
+			r.Epoch = e.Request.Claim.Epoch + 1
+		case e.Request.ClaimList != nil:
+			r.Epoch = e.Request.ClaimList.Epoch + 1
+		case e.Request.Release != nil:
+			r.Epoch = e.Request.Release.Epoch + 1
+		}
+		return GuardReplied{Op: e.Op, Reply: r}
+	case Hypervise:
+		return HypervisorDone{Op: e.Op}
+	}
+	return c.reply(e)
 }
 
 type chaos struct {
@@ -112,6 +163,9 @@ func (c *chaos) step(ev Event) {
 func (c *chaos) started(host model.HostID, vm model.VMID, epoch model.Epoch, id string) {
 	key := fmt.Sprintf("%s/%d/%d", vm, epoch, c.m.reign)
 	o, ok := c.sent[key]
+	if _, done := c.m.results[o.id]; done {
+		o.over = true // carried out here, and answered
+	}
 	if ok && o.host != host && !o.over && c.now-o.at < commandExpires {
 		if h := c.m.members[o.host]; h != nil && !h.failed && !h.suspect {
 			if st := c.m.vms[vm]; st != nil && st.st.list.term == model.Term(o.term) {
@@ -137,7 +191,14 @@ func (c *chaos) record(lock model.LockID) model.LockRecord {
 func (c *chaos) status() *lease.Status {
 	s := &lease.Status{Host: "b", Boot: "boot-b", Incarnation: 1, Armed: true, HookSeen: true}
 	for _, d := range chaosDS {
-		s.Datastores = append(s.Datastores, lease.DatastoreStatus{Name: d, OK: rapid.IntRange(0, 9).Draw(c.t, "ok") > 0, ListTerm: model.Term(rapid.IntRange(0, 6).Draw(c.t, "term"))})
+		x := lease.DatastoreStatus{Name: d, OK: rapid.IntRange(0, 29).Draw(c.t, "ok") > 0}
+		if st := c.m.stores[d]; st != nil {
+			x.ListTerm = st.list.term
+		}
+		if rapid.IntRange(0, 19).Draw(c.t, "other term") == 0 {
+			x.ListTerm = model.Term(rapid.IntRange(0, 9).Draw(c.t, "term"))
+		}
+		s.Datastores = append(s.Datastores, x)
 	}
 	for _, v := range chaosVMs {
 		if rapid.Bool().Draw(c.t, "held") {
@@ -156,20 +217,23 @@ func (c *chaos) event() Event {
 		return Tick{}
 	case 2, 3, 4:
 		return HeartbeatReceived{From: host, Network: pick(t, []string{"n1", "n2", "zz"}, "net"), Beat: Heartbeat{
-			Kind: pick(t, []BeatKind{BeatPrimary, BeatSecondary, BeatSecondary, BeatElection, BeatYield, "?"}, "beat"), Datastores: rapid.IntRange(0, 3).Draw(t, "ds"),
+			Kind: pick(t, []BeatKind{BeatSecondary, BeatSecondary, BeatSecondary, BeatSecondary, BeatSecondary, BeatSecondary, BeatSecondary, BeatSecondary, BeatElection, BeatYield, "?", BeatPrimary}, "beat"), Datastores: rapid.IntRange(0, 2).Draw(t, "ds"), Primary: "b",
 			Round: uint64(rapid.IntRange(0, 9).Draw(t, "round")), ConfigVersion: uint64(rapid.IntRange(0, 3).Draw(t, "version")), Settled: true}}
 	case 5, 6:
 		return MessageReceived{From: host, Message: c.message(host)}
 	case 7:
 		return LinkChanged{Host: host, Up: rapid.Bool().Draw(t, "up")}
 	case 8:
-		return GuardNoticed{lease.Notice{What: pick(t, []lease.NoticeKind{lease.NoticeStatus, lease.NoticeListLost, lease.NoticeGone, lease.NoticeFrozen}, "what"),
+		return GuardNoticed{lease.Notice{What: pick(t, []lease.NoticeKind{lease.NoticeStatus, lease.NoticeStatus, lease.NoticeStatus, lease.NoticeListLost, lease.NoticeGone, lease.NoticeFrozen}, "what"),
 			VM: pick(t, chaosVMs, "vm"), Datastore: pick(t, chaosDS, "ds"), Status: c.status(), Text: "text"}}
 	case 9:
 		return DomainChanged{c.domain()}
 	case 10:
-		return pick(t, []Event{GuardChanged{Up: true}, GuardChanged{}, HypervisorChanged{Up: true}, HypervisorChanged{}, DomainsListed{Domains: []Domain{c.domain()}}}, "conn")
+		return pick(t, []Event{GuardChanged{Up: true}, GuardChanged{Up: true}, GuardChanged{}, HypervisorChanged{Up: true}, HypervisorChanged{}, DomainsListed{}, DomainsListed{Domains: []Domain{c.domain()}}}, "conn")
 	case 11:
+		if rapid.IntRange(0, 3).Draw(t, "keep") > 0 {
+			return Tick{}
+		}
 		return ConfigLoaded{chaosConfig(uint64(rapid.IntRange(0, 30).Draw(t, "config")))}
 	case 12:
 		ref := &VMRef{Name: string(pick(t, chaosVMs, "vm"))}
@@ -183,6 +247,9 @@ func (c *chaos) event() Event {
 	e := c.open[i]
 	if rapid.IntRange(0, 9).Draw(t, "again") > 0 { // now and then answered twice
 		c.open = append(c.open[:i:i], c.open[i+1:]...)
+	}
+	if rapid.IntRange(0, 3).Draw(t, "good") > 0 {
+		return c.good(e)
 	}
 	return c.reply(e)
 }
