@@ -5,6 +5,7 @@ import (
 
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
 )
 
 // startBeats begins the regular work anew, in the rhythm that the
@@ -25,6 +26,7 @@ func (m *Machine) pulse(gen uint64) {
 		m.readAllSlots()
 	}
 	if m.role == rolePrimary {
+		m.checkContact()
 		m.checkOwnFitness()
 		m.checkLists()
 		m.pingSilent()
@@ -51,6 +53,33 @@ func (m *Machine) beatGuard() {
 	m.ask(lease.Request{Beat: &lease.BeatRequest{Contact: contact}}, func(lease.Reply) {
 		m.beatsOut = max(0, m.beatsOut-1)
 	})
+}
+
+// checkContact finds out whether this primary is the one that is cut off: it
+// hears nobody and nobody answers its pings, while the others' heartbeats on
+// the datastores move. It gives the lists up then, for those who can act.
+func (m *Machine) checkContact() {
+	alive, heard := false, false
+	for _, h := range m.order {
+		if h.self {
+			continue
+		}
+		heard = heard || !h.suspect || h.answered
+		alive = alive || h.state == model.HostPartitioned || h.state == model.HostIsolated
+	}
+	cut := alive && !heard
+	if cut == m.cutOff {
+		return
+	}
+	m.cutOff, m.viewDue = cut, true
+	if !cut {
+		return
+	}
+	why := "this host hears no other, while their heartbeats on the datastores move: it is cut off"
+	m.emit(event.Event{Kind: event.Network, Severity: event.Error, Host: m.cfg.Self, Text: fmt.Sprintf("%s is cut off from all other hosts and gives the protected lists up", m.cfg.Self), Cause: why})
+	for _, st := range m.storeBy {
+		m.closeList(st, why, true)
+	}
 }
 
 // checkOwnFitness makes a primary yield that lost the storage which others

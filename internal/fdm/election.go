@@ -42,10 +42,10 @@ type candidacy struct {
 }
 
 // datastores is how many datastores count for this host's rank: none while the
-// guard is away or the host is in maintenance, so that it leads only if nobody
+// guard is away, the host is cut off or in maintenance, so that it leads only if nobody
 // else can.
 func (m *Machine) datastores() int {
-	if !m.guardUp || m.self == nil || m.self.conf.Maintenance {
+	if !m.guardUp || m.self == nil || m.self.conf.Maintenance || m.cutOff {
 		return 0
 	}
 	n := 0
@@ -68,7 +68,7 @@ func (m *Machine) setRole(r role) {
 	if was == rolePrimary {
 		m.resign()
 	}
-	m.role, m.since = r, m.now
+	m.role, m.since, m.cutOff = r, m.now, false
 	m.reign++
 	if r != roleSecondary {
 		m.watch = false

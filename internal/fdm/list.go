@@ -88,6 +88,8 @@ func (m *Machine) checkLists() {
 // accessible tells whether this host's guard heartbeats on st.
 func (m *Machine) accessible(st *store) (bool, string) {
 	switch {
+	case m.cutOff:
+		return false, fmt.Sprintf("the primary %s is cut off from all other hosts", m.cfg.Self)
 	case !st.here:
 		return false, fmt.Sprintf("the primary %s is not meant to reach it", m.cfg.Self)
 	case !m.guardUp || !m.statusOK:

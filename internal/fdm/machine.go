@@ -38,6 +38,7 @@ type Machine struct {
 	settled    bool // the cluster is known to have worked in this life: nothing to gather for
 	candidate  candidacy
 	barred     time.Duration // no candidate before
+	cutOff     bool          // as a primary: nobody hears this host
 	lossSince  time.Duration
 	beatGen    uint64
 	since      time.Duration // of the present role
