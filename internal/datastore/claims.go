@@ -157,7 +157,7 @@ func checkClaim(r *root, index int, host model.HostID) error {
 	}
 	defer unix.Close(dir)
 	data, err := readAt(dir, claimName(index), maxRecord)
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return faultf(KindMissing, "slot %d is not claimed", index).advise("claim a slot again")
 	}
 	if err != nil {

@@ -114,6 +114,8 @@ func (f *fault) Error() string {
 	return (&Error{Op: "datastore", Kind: f.kind, Cause: f.cause, Err: f.err}).Error()
 }
 
+func (f *fault) Unwrap() error { return f.err }
+
 func faultf(kind Kind, format string, args ...any) *fault {
 	return &fault{kind: kind, cause: fmt.Sprintf(format, args...)}
 }
@@ -125,7 +127,7 @@ func (f *fault) advise(remedy string) *fault {
 
 // sysFault classifies an error of a system call.
 func sysFault(what string, err error) *fault {
-	f := &fault{kind: kindOfErrno(err), cause: what, err: err}
+	f := &fault{kind: kindOf(err), cause: what, err: err}
 	switch f.kind {
 	case KindLost:
 		f.remedy = "check the storage path and its mount"
@@ -139,7 +141,13 @@ func sysFault(what string, err error) *fault {
 	return f
 }
 
-func kindOfErrno(err error) Kind {
+// kindOf classifies what a step returned: a fault or the error of a system
+// call; KindOther for nil.
+func kindOf(err error) Kind {
+	var f *fault
+	if errors.As(err, &f) {
+		return f.kind
+	}
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
 		return KindOther

@@ -31,7 +31,7 @@ func (p *Posix) openHeartbeats(r *root, mode int) (*heartbeats, error) {
 		hb, err = openHeartbeatsAs(r, mode, buffered)
 	}
 	if err != nil {
-		if kindOfErrno(err) == KindMissing {
+		if kindOf(err) == KindMissing {
 			return nil, faultf(KindCorrupt, "the heartbeats file was removed").advise(repairRemedy)
 		}
 		return nil, within(nameHeartbeats, err)

@@ -161,7 +161,7 @@ func makeHeartbeats(fd int, h Header) error {
 	defer unix.Close(f)
 	setNoCOW(f)
 	size := int64(h.Slots+1) * SlotSize
-	if err := retry(func() error { return unix.Fallocate(f, 0, 0, size) }); err != nil && kindOfErrno(err) != KindUnsupported {
+	if err := retry(func() error { return unix.Fallocate(f, 0, 0, size) }); err != nil && kindOf(err) != KindUnsupported {
 		return err
 	}
 	slot := zeroBlock

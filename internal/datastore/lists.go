@@ -86,7 +86,7 @@ func pruneTerms(protected int) error {
 
 func removeTerm(protected int, name string) error {
 	dir, err := openDir(protected, name)
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return nil
 	}
 	if err != nil {

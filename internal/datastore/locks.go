@@ -99,7 +99,7 @@ func (r *root) openLock(lock model.LockID) (int, error) {
 	}
 	defer unix.Close(locks)
 	fd, err := openDir(locks, string(lock))
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return -1, faultf(KindMissing, "there is no such lock: unknown, not free").
 			advise("if it existed, " + repairRemedy)
 	}

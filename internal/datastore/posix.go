@@ -150,7 +150,7 @@ func enterDir(path, cluster string) (int, error) {
 		defer unix.Close(fd)
 		fd, err = openDir(fd, cluster)
 	}
-	switch kind := kindOfErrno(err); {
+	switch kind := kindOf(err); {
 	case err == nil:
 	case kind == KindMissing && !isMountPoint(mount):
 		return -1, faultf(KindNotMounted, "nothing is mounted at %s, and there is no %s", path, filepath.Join(DirName, cluster)).
@@ -175,7 +175,7 @@ func openMount(path string) (int, error) {
 		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
 	})
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return -1, faultf(KindNotMounted, "%s does not exist", path).advise("create it and mount the datastore there")
 	}
 	if err != nil {
@@ -213,7 +213,7 @@ func checkOwner(fd int) error {
 
 func readHeader(fd int, cluster string) (Header, error) {
 	data, err := readAt(fd, nameHeader, maxRecord)
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return Header{}, faultf(KindNotInitialised, "the directory has no header").advise(repairRemedy)
 	}
 	if err != nil {
@@ -287,7 +287,7 @@ func (p *Posix) Check() (Header, error) {
 	hb.close()
 	for _, name := range []string{nameSlots, nameLocks, nameProtected, namePoweredOff} {
 		d, err := openDir(r.fd, name)
-		if kindOfErrno(err) == KindMissing {
+		if kindOf(err) == KindMissing {
 			err = faultf(KindCorrupt, "the directory %s was removed", name).advise(repairRemedy)
 		}
 		if err != nil {
@@ -301,7 +301,7 @@ func (p *Posix) Check() (Header, error) {
 // subdir opens one of the directories below the cluster's.
 func (r *root) subdir(name string) (int, error) {
 	fd, err := openDir(r.fd, name)
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return -1, faultf(KindCorrupt, "the directory %s was removed", name).advise(repairRemedy)
 	}
 	if err != nil {

@@ -108,7 +108,7 @@ func (x *repair) run(ctx context.Context) error {
 	}
 	defer unix.Close(dir)
 	fd, err := openDir(dir, x.cluster)
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		x.did("made the directory again, as datastore %s", x.header.ID)
 		return buildDirectory(dir, x.header, x.renumber)
 	}

@@ -25,12 +25,12 @@ func ballastName(i int) string { return fmt.Sprintf("%02d", i) }
 // nothing behind when it fails.
 func (p *Posix) withRoom(r *root, prune func(), op func() error) error {
 	err := op()
-	if kindOfErrno(err) != KindFull {
+	if kindOf(err) != KindFull {
 		return err
 	}
 	if prune != nil {
 		prune()
-		if err = op(); kindOfErrno(err) != KindFull {
+		if err = op(); kindOf(err) != KindFull {
 			return err
 		}
 	}
@@ -39,7 +39,7 @@ func (p *Posix) withRoom(r *root, prune func(), op func() error) error {
 		if derr != nil || !dropped {
 			return err
 		}
-		if err = op(); kindOfErrno(err) != KindFull {
+		if err = op(); kindOf(err) != KindFull {
 			return err
 		}
 	}
@@ -70,7 +70,7 @@ func dropBallast(r *root) (bool, error) {
 // of room. A full file system is no error.
 func refillBallast(r *root) error {
 	dir, err := openDir(r.fd, nameBallast)
-	if kindOfErrno(err) == KindMissing {
+	if kindOf(err) == KindMissing {
 		return faultf(KindCorrupt, "the directory %s was removed", nameBallast).advise(repairRemedy)
 	}
 	if err != nil {
@@ -91,7 +91,7 @@ func refillBallast(r *root) error {
 	if fs.Bavail*uint64(fs.Bsize) < refillFree {
 		return nil
 	}
-	if err := fillBallast(dir); err != nil && kindOfErrno(err) != KindFull {
+	if err := fillBallast(dir); err != nil && kindOf(err) != KindFull {
 		return within(nameBallast, err)
 	}
 	return nil
@@ -122,7 +122,7 @@ func fillBallast(dir int) error {
 // reserve.
 func allocate(fd int, size int64) error {
 	err := retry(func() error { return unix.Fallocate(fd, 0, 0, size) })
-	if kindOfErrno(err) == KindUnsupported {
+	if kindOf(err) == KindUnsupported {
 		err = writeFull(fd, make([]byte, size))
 	}
 	return err

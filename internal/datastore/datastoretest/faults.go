@@ -2,6 +2,7 @@ package datastoretest
 
 import (
 	"fmt"
+	"os"
 	"testing"
 
 	"hanok.dev/hanok/internal/datastore"
@@ -46,6 +47,9 @@ func testReadOnly(t *testing.T, x *damaged) {
 			wantKind(t, name, err, datastore.KindReadOnly)
 		}
 	}
+	// A driver that starts now can read as well.
+	must[model.LockRecord](t)(x.Open().Highest(model.VMLock(vm1)))
+	must[[]model.SlotReading](t)(x.Open().ReadSlots())
 	_, err := x.d.ClaimSlot("host3", "m3")
 	wantKind(t, "claim a new slot", err, datastore.KindReadOnly)
 	wantKind(t, "create a new lock", x.d.CreateLock(model.ListLock, record("", 0, "host1")), datastore.KindReadOnly)
@@ -93,9 +97,22 @@ func testFull(t *testing.T, x *damaged) {
 	}
 	must[model.SlotIdentity](t)(x.d.WriteSlot(x.index, x.known, slotOf("host1", 7)))
 	x.Fault(FaultNone)
+	if n := x.ballast(); n != 0 {
+		t.Errorf("%d files of the ballast were never used", n)
+	}
 	ok(t, x.d.Link(record(lock, epoch+2, "host2")))
 	ok(t, x.d.Prune(lock)) // makes the ballast again
+	full1 := x.ballast()
 	x.Fault(FaultFull)
 	ok(t, x.d.Link(record(lock, epoch+3, "host2")))
 	x.Fault(FaultNone)
+	if full2 := x.ballast(); full1 != 16 || full2 != 15 {
+		t.Errorf("%d files of the ballast after pruning, %d after one more claim", full1, full2)
+	}
+}
+
+// ballast counts the files that are left to make room.
+func (x *damaged) ballast() int {
+	x.t.Helper()
+	return len(must[[]os.DirEntry](x.t)(os.ReadDir(x.path("ballast"))))
 }
