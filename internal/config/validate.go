@@ -147,7 +147,7 @@ func (c *Cluster) checkDatastores(p *Problems) {
 		paths.check(at+".path", d.Path)
 		if d.UUID != "" {
 			if err := d.UUID.Validate(); err != nil {
-				p.add(at+".uuid", "`hanok datastore show` prints it", "%v", err)
+				p.add(at+".uuid", "it is what `hanok datastore init` wrote", "%v", err)
 			}
 			ids.check(at+".uuid", string(d.UUID))
 		}

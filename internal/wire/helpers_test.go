@@ -179,7 +179,7 @@ func (c *cluster) credentials(ca string, host model.HostID, opt pki.Options) *pk
 }
 
 func (c *cluster) config(host model.HostID) Config {
-	return Config{Credentials: c.credentials(c.ca, host, pki.Options{}), Listen: c.addrs(host), Port: c.port, Interval: 100 * time.Millisecond}
+	return Config{Credentials: c.credentials(c.ca, host, pki.Options{}), Listen: c.addrs(host), Port: c.port, Interval: 200 * time.Millisecond}
 }
 
 func (c *cluster) peers() map[model.HostID]Peer {

@@ -219,19 +219,19 @@ func TestFailsOverToAnotherNetwork(t *testing.T) {
 	if got := n1.peer("host2").activeNetwork(); got != "hb2" {
 		t.Errorf("connected on %q", got)
 	}
-	// 350 ms of silence, 100 ms of backoff, 250 ms for the dead network.
+	// 700 ms of silence, 100 ms of backoff, 250 ms for the dead network.
 	t.Logf("moved in %v", time.Since(start).Round(10*time.Millisecond))
 	r1.waitFor(t, event{"disconnected", "host2", string(ReasonSilent)})
 }
 
 func TestUnusedConnectionsCloseWithoutLoss(t *testing.T) {
 	c := newCluster(t, "host1", "host2")
-	short := func(cfg *Config) { cfg.Interval, cfg.Idle = 20*time.Millisecond, 60*time.Millisecond }
+	short := func(cfg *Config) { cfg.Interval, cfg.Idle = 200*time.Millisecond, 250*time.Millisecond }
 	n1, r1 := c.start("host1", short)
 	n2, r2 := c.start("host2", short)
 	c.waitKeys()
 	sent := 0
-	for range 8 { // each side sends as the connection is about to be closed
+	for range 4 { // each side sends as the connection is about to be closed
 		r1.wait(t, "idle close", func() bool { return n1.peer("host2").connections() == 0 })
 		r2.wait(t, "idle close", func() bool { return n2.peer("host1").connections() == 0 })
 		for range 3 {
