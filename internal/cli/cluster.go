@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -104,7 +105,9 @@ func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) er
 	if stale {
 		fmt.Fprintf(c.ErrOrStderr(), "note: the file was made from an older version than %d, which is in force: look whether it takes back what others changed\n", now.Version)
 	}
-	if bad := next.HA.Options.Ineffective(); len(bad) > 0 {
+	already := now.HA.Options.Ineffective()
+	bad := slices.DeleteFunc(next.HA.Options.Ineffective(), func(o string) bool { return slices.Contains(already, o) })
+	if len(bad) > 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "note: this version of Hanok does not act on %s\n", strings.Join(bad, ", "))
 	}
 	if dryRun {

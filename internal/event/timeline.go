@@ -243,6 +243,9 @@ func (b *builder) add(e Event) {
 	switch e.Kind {
 	case VMDown:
 		v.From = e.Host
+		if len(b.t.Steps) > 0 {
+			return // it follows from the verdict
+		}
 	case StartIssued:
 		v.Attempts++
 		v.To, v.Outcome, v.Reason = e.Host, OutcomeStarting, ""

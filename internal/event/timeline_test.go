@@ -54,7 +54,7 @@ func restart(by model.HostID, from float64, vm string) []Event {
 }
 
 var scenarios = map[string][]Event{
-	"host-lost": slices.Concat(lost("host1"), restart("host1", 5.62, "db"), restart("host1", 5.63, "web"),
+	"host-lost": slices.Concat(lost("host1"), []Event{ev("host1", 5.615, VMDown, "host3", "db", "host3 failed")}, restart("host1", 5.62, "db"), restart("host1", 5.63, "web"),
 		[]Event{ev("host1", 14.7, FailoverDone, "host3", "", "")}),
 	"retries": slices.Concat(lost("host1"),
 		[]Event{

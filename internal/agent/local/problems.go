@@ -33,15 +33,17 @@ func (s *Status) FindProblems() {
 	for _, n := range s.Local.Notices {
 		add(self, "", "%s", n)
 	}
-	switch {
-	case !s.HA:
+	if !s.HA {
 		add("", "hanok ha on", "High availability is switched off: nothing is restarted.")
+		return // the rest follows from it
+	}
+	switch {
 	case s.Primary == "":
 		add("", "it takes a few seconds; if it stays, check that the hosts reach each other on port 8182 (UDP and TCP)", "There is no primary: an election is under way.")
 	case time.Duration(s.AgeSeconds*float64(time.Second)) > viewOld:
 		add("", "check the network between this host and "+string(s.Primary), "The primary's account is %.0f s old.", s.AgeSeconds)
 	}
-	if s.HA && !s.HostMonitoring {
+	if !s.HostMonitoring {
 		add("", "hanok ha monitoring on", "Host monitoring is switched off: failed hosts are not noticed.")
 	}
 	for _, h := range s.Hosts {
