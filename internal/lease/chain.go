@@ -98,6 +98,8 @@ func (m *Machine) chainScanned(c *chain, ok bool) {
 		m.finish(c, Reply{Code: CodeNotGone, Text: v.name() + " still has processes on this host"})
 	case c.kind == chainRelease && v != nil && v.grant == grantHook:
 		m.finish(c, Reply{Code: CodeNotGone, Text: "libvirt is starting " + v.name() + " on this host"})
+	case c.kind == chainRelease && m.blind && (v == nil || v.lock == lockNone):
+		m.finish(c, Reply{Code: CodeBusy, Text: "the guard has lost its memory; libvirt may be starting this VM by an earlier consent. Try again in " + HookGrant.String()})
 	case c.kind == chainClaim && !c.runningVM && v != nil && !v.absent():
 		m.finish(c, Reply{Code: CodeRefused, Epoch: v.epoch, Text: v.name() + " has processes on this host already"})
 	case c.kind == chainClaim && c.runningVM && (v == nil || v.absent()):

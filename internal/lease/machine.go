@@ -64,6 +64,10 @@ type Machine struct {
 	hookWaits []hookWait
 	// pendingFreeze are restored VMs that the first Step freezes.
 	pendingFreeze []model.VMID
+	// blind: no predecessor's memory; until blindUntil (0: not set yet) libvirt
+	// may be starting VMs that a forgotten predecessor permitted.
+	blind      bool
+	blindUntil time.Duration
 
 	scan     scanState
 	agent    agentState
@@ -128,6 +132,8 @@ func New(cfg Config, saved *Saved) *Machine {
 	m.setStores(cfg.Datastores)
 	if saved != nil && saved.Boot == cfg.Boot && saved.Host == cfg.Host {
 		m.restore(saved)
+	} else {
+		m.blind = true
 	}
 	return m
 }
@@ -162,6 +168,12 @@ func (m *Machine) begun() {
 		m.freezeVM(m.vms[id])
 	}
 	m.pendingFreeze = nil
+	switch {
+	case m.blind && m.blindUntil == 0:
+		m.blindUntil = m.now + HookGrant
+	case m.blind && m.now >= m.blindUntil:
+		m.blind = false
+	}
 	if m.agent.restored {
 		m.agent.restored, m.agent.heard, m.agent.last = false, true, m.now
 		for i := range m.orphans {
@@ -237,7 +249,7 @@ func (m *Machine) Next() time.Duration {
 		if s.leased {
 			at(s.freezeAt(m.cfg.Timing.Margin))
 		}
-		if s.list.cleanup && s.leased {
+		if s.list.cleanup && s.leased && m.chains[lockKey{s.cfg.Name, model.ListLock}] == nil {
 			at(s.list.retryAt)
 		}
 		if s.op != 0 && !s.hung {

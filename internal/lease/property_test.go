@@ -19,6 +19,7 @@ const (
 	connAgentStart = 3 // the hook, for the agent's paused start
 	// confirmID is added to a VM's number in the ids of confirm requests.
 	confirmID = 500
+	listID    = 900
 )
 
 // run lets the world live for a while and checks it at every step.
@@ -70,6 +71,9 @@ func (w *world) live(h *simHost) {
 	}
 	if h.m != nil && h.clock() >= h.m.Next() {
 		h.step(Event{Kind: EvTick})
+		if h.m != nil && h.m.Next() <= h.clock() {
+			w.fail("%s is busy: nothing happened since the last tick, and another is wanted at once", h.id)
+		}
 	}
 }
 
@@ -186,6 +190,10 @@ func (w *world) primary() {
 	if h.m == nil || h.stopped || !h.up {
 		return
 	}
+	if w.chance(0.1) {
+		w.claimList(h)
+		return
+	}
 	r := w.highest(model.VMLock(v.ID))
 	owner := r.Holder()
 	switch {
@@ -201,6 +209,26 @@ func (w *world) primary() {
 	case owner != h.id && w.chance(0.05):
 		h.claim(v, r.Epoch, nil) // held elsewhere: only a new boot permits it
 	}
+}
+
+// claimList lets a host become the owner of the protected list.
+func (w *world) claimList(h *simHost) {
+	r := w.highest(model.ListLock)
+	req := &ClaimListReq{Datastore: w.ds, Epoch: r.Epoch}
+	if owner := r.Holder(); owner != "" && owner != h.id && w.takeable(owner) {
+		req.Takeover = &Takeover{Owner: owner, Slot: w.slots[owner].Identity}
+	}
+	h.step(Event{Kind: EvRequest, Conn: connAgent, Request: &Request{ID: listID, ClaimList: req}})
+}
+
+// granted checks that an epoch has one winner.
+func (w *world) granted(h *simHost, lock string, epoch model.Epoch) {
+	key := fmt.Sprintf("%s/%d", lock, epoch)
+	who := string(h.bootID())
+	if w.grants[key] != "" && w.grants[key] != who {
+		w.fail("epoch %d of %s granted to %s and %s", epoch, lock, w.grants[key], who)
+	}
+	w.grants[key] = who
 }
 
 // takeable: silent on the network and a slot that rests, both for longer than
@@ -264,6 +292,12 @@ func (h *simHost) replied(conn uint64, r *Reply) {
 	case r.ID > confirmID && r.ID <= confirmID+n:
 		h.confirmed(w.vms[r.ID-confirmID-1].ID, r)
 		return
+	case r.ID == listID:
+		w.stats["list "+string(r.Code)]++
+		if r.Code == CodeOK {
+			w.granted(h, "list", r.Epoch)
+		}
+		return
 	case r.ID == 0 || r.ID > n:
 		return
 	}
@@ -275,12 +309,7 @@ func (h *simHost) replied(conn uint64, r *Reply) {
 		}
 		return
 	}
-	key := fmt.Sprintf("%s/%d", v.Name, r.Epoch)
-	who := string(h.bootID())
-	if w.grants[key] != "" && w.grants[key] != who {
-		w.fail("epoch %d of %s granted to %s and %s", r.Epoch, v.Name, w.grants[key], who)
-	}
-	w.grants[key] = who
+	w.granted(h, v.Name, r.Epoch)
 	slow := w.upTo(800 * time.Millisecond)
 	if w.chance(0.1) {
 		slow = w.upTo(8 * time.Second)

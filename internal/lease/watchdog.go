@@ -64,6 +64,14 @@ func (m *Machine) petLimit() (time.Duration, *vm) {
 			limit, by = end, v
 		}
 	}
+	if m.blind {
+		// What a forgotten predecessor permitted may appear and run.
+		for _, s := range m.stores {
+			if s.hasS {
+				limit = min(limit, s.s+s.lease-m.cfg.Timing.WatchdogMax)
+			}
+		}
+	}
 	return limit, by
 }
 
@@ -81,8 +89,12 @@ func (m *Machine) pet() {
 		m.watchdog.nextPet = m.now + model.PetPeriod
 		if !m.watchdog.holding {
 			m.watchdog.holding = true
-			m.notify(Notice{What: NoticeNotPetting, VM: by.id, Datastore: by.spec.Home,
-				Text: "the watchdog is not fed: " + by.name() + " may write and its lease cannot be renewed"})
+			n := Notice{What: NoticeNotPetting, Text: "the watchdog is not fed: a VM that an earlier guard permitted may start, and a lease cannot be renewed"}
+			if by != nil {
+				n.VM, n.Datastore = by.id, by.spec.Home
+				n.Text = "the watchdog is not fed: " + by.name() + " may write and its lease cannot be renewed"
+			}
+			m.notify(n)
 		}
 		return
 	}

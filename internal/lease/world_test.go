@@ -101,6 +101,7 @@ func newWorld(rng *rand.Rand, hosts, vms int, fail func(string, ...any)) *world 
 		w.vms = append(w.vms, v)
 		w.locks[model.VMLock(v.ID)] = []model.LockRecord{{Lock: model.VMLock(v.ID), Epoch: 1, State: model.LockReleased, Nonce: "created"}}
 	}
+	w.locks[model.ListLock] = []model.LockRecord{{Lock: model.ListLock, Epoch: 1, State: model.LockReleased, Nonce: "created"}}
 	for i := range hosts {
 		h := &simHost{w: w, id: model.HostID(fmt.Sprintf("host%d", i+1)), rate: 1 + (rng.Float64()*2-1)*model.MaxDrift,
 			net: true, watchdog: i != 2, procs: map[model.VMID]*simProc{}}
