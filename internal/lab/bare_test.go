@@ -27,20 +27,24 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	for _, command := range []string{"hanok", "hanok-lab-guest"} {
 		build := exec.Command("go", "build", "-o", dir, "hanok.dev/hanok/cmd/"+command)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("%w: %s", err, out)
+			return "", fmt.Errorf("%w: %s", err, out)
 		}
 	}
 	return filepath.Join(dir, "hanok"), nil
 })
 
+// built is the directory of the binary, once there is one.
+var built string
+
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	if built != "" {
+		_ = os.RemoveAll(built)
 	}
 	os.Exit(code)
 }

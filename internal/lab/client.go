@@ -126,6 +126,15 @@ func (c *Client) Cut(ctx context.Context, host, network, direction string) error
 	return c.call(ctx, http.MethodPost, "/cut", supervisor.CutRequest{Host: host, Network: network, Direction: direction}, nil)
 }
 
+// Partition lets only hosts of one group hear each other, on all networks,
+// until they are healed. Hosts in no group are not touched.
+func (c *Client) Partition(ctx context.Context, groups [][]string) error {
+	return c.call(ctx, http.MethodPost, "/partition", supervisor.PartitionRequest{Groups: groups}, nil)
+}
+
+// ClusterFile returns the cluster file that the lab was brought up with.
+func (c *Client) ClusterFile() ([]byte, error) { return os.ReadFile(c.layout.ClusterFile()) }
+
 // Heal ends all network and storage faults of a host.
 func (c *Client) Heal(ctx context.Context, host string) error {
 	return c.call(ctx, http.MethodPost, "/heal", supervisor.HealRequest{Host: host}, nil)

@@ -33,7 +33,7 @@ machines. It needs root and the packages of scripts/install-deps.sh.`,
 	cmd.AddCommand(newUp(&name), newDown(&name), newStatus(open), newCheck(open), newObserve(open))
 	cmd.AddCommand(newPower(open)...)
 	cmd.AddCommand(newCut(open), newHeal(open), newStorage(open), newExec(open), newLogs(open))
-	cmd.AddCommand(newDemo(&name), newSupervise(&name), newHostInit())
+	cmd.AddCommand(newDemo(&name), newRun(&name), newSupervise(&name), newHostInit())
 	return cmd
 }
 

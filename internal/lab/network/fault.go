@@ -2,9 +2,11 @@ package network
 
 import (
 	"fmt"
+	"net"
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 )
 
 // Direction says which way a cut works, as the host sees it.
@@ -78,17 +80,45 @@ func (s *Switch) each(number int, network string, do func(port string) error) er
 	return nil
 }
 
-// faults keeps one table per cut port, with a chain that drops everything on
-// the port's ingress (what the host says) or egress (what it would hear).
-type faults struct {
-	ns  int
-	cut map[string]Direction // by port; absent means whole
+// Separate makes a host deaf to others, named by their numbers, on all
+// networks, in addition to its cuts. An empty list ends it.
+func (s *Switch) Separate(number int, from []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, n := range s.networks {
+		var addresses []net.HardwareAddr
+		for _, other := range from {
+			addresses = append(addresses, mac(i, other))
+		}
+		port := portName(i, number)
+		if err := s.faults.apply(port, s.faults.cut[port], addresses); err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+	}
+	return nil
 }
 
+// faults keeps one table per faulty port. A chain on its ingress drops what
+// the host says; one on its egress drops what it would hear, all of it or what
+// certain others send.
+type faults struct {
+	ns   int
+	cut  map[string]Direction          // by port; absent means whole
+	deaf map[string][]net.HardwareAddr // by port: senders it does not hear
+}
+
+// set changes the cut of a port. No direction ends its separation too.
 func (f *faults) set(port string, d Direction) error {
-	if f.cut[port] == d {
+	if f.cut[port] == d && (d != 0 || f.deaf[port] == nil) {
 		return nil
 	}
+	if d == 0 {
+		return f.apply(port, 0, nil)
+	}
+	return f.apply(port, d, f.deaf[port])
+}
+
+func (f *faults) apply(port string, d Direction, deaf []net.HardwareAddr) error {
 	c, err := nftables.New(nftables.WithNetNSFd(f.ns))
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
@@ -97,17 +127,26 @@ func (f *faults) set(port string, d Direction) error {
 	// Made and deleted first, so that the whole change is one transaction.
 	c.AddTable(table)
 	c.DelTable(table)
-	if d != 0 {
+	if d != 0 || len(deaf) > 0 {
 		c.AddTable(table)
-		drop := nftables.ChainPolicyDrop
-		for hook, on := range map[*nftables.ChainHook]bool{
-			nftables.ChainHookIngress: d&Out != 0,
-			nftables.ChainHookEgress:  d&In != 0,
-		} {
-			if on {
-				c.AddChain(&nftables.Chain{Table: table, Name: fmt.Sprintf("hook%d", *hook), Type: nftables.ChainTypeFilter,
-					Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: port, Policy: &drop})
-			}
+	}
+	chain := func(name string, hook *nftables.ChainHook, policy nftables.ChainPolicy) *nftables.Chain {
+		return c.AddChain(&nftables.Chain{Table: table, Name: name, Type: nftables.ChainTypeFilter,
+			Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: port, Policy: &policy})
+	}
+	if d&Out != 0 {
+		chain("out", nftables.ChainHookIngress, nftables.ChainPolicyDrop)
+	}
+	if d&In != 0 {
+		chain("in", nftables.ChainHookEgress, nftables.ChainPolicyDrop)
+	} else if len(deaf) > 0 {
+		in := chain("in", nftables.ChainHookEgress, nftables.ChainPolicyAccept)
+		for _, sender := range deaf {
+			c.AddRule(&nftables.Rule{Table: table, Chain: in, Exprs: []expr.Any{
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6}, // source address
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: sender},
+				&expr.Verdict{Kind: expr.VerdictDrop},
+			}})
 		}
 	}
 	if err := c.Flush(); err != nil {
@@ -117,6 +156,11 @@ func (f *faults) set(port string, d Direction) error {
 		delete(f.cut, port)
 	} else {
 		f.cut[port] = d
+	}
+	if len(deaf) == 0 {
+		delete(f.deaf, port)
+	} else {
+		f.deaf[port] = deaf
 	}
 	return nil
 }

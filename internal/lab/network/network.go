@@ -47,7 +47,7 @@ func NewSwitch(networks []Network) (*Switch, error) {
 		ns.Close()
 		return nil, fmt.Errorf("open the switch's network namespace: %w", err)
 	}
-	s := &Switch{ns: ns, links: links, networks: slices.Clone(networks), faults: faults{ns: int(ns), cut: map[string]Direction{}}}
+	s := &Switch{ns: ns, links: links, networks: slices.Clone(networks), faults: faults{ns: int(ns), cut: map[string]Direction{}, deaf: map[string][]net.HardwareAddr{}}}
 	if lo, err := links.LinkByName("lo"); err == nil {
 		_ = links.LinkSetUp(lo)
 	}

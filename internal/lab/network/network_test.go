@@ -154,6 +154,36 @@ func TestCutsAreOneSidedAndHealAtOnce(t *testing.T) {
 	}
 }
 
+func TestPartitionSeparatesOnlyTheGroups(t *testing.T) {
+	s, err := network.NewSwitch(networks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	a, b, c := newHost(t, s, 1), newHost(t, s, 2), newHost(t, s, 3)
+	for _, x := range [][2]*host{{a, b}, {b, a}, {a, c}, {c, a}, {b, c}, {c, b}} {
+		if !hears(t, x[0], x[1], 1) {
+			t.Fatal("hosts do not hear each other")
+		}
+	}
+	for number, from := range map[int][]int{1: {3}, 2: {3}, 3: {1, 2}} {
+		if err := s.Separate(number, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !hears(t, a, b, 1) || hears(t, a, c, 1) || hears(t, c, a, 1) || hears(t, b, c, 1) {
+		t.Error("the groups are not as asked")
+	}
+	for number := 1; number <= 3; number++ {
+		if err := s.Heal(number); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !hears(t, a, c, 1) || !hears(t, c, b, 1) {
+		t.Error("not healed")
+	}
+}
+
 func TestReplacedHostIsReachableAtOnce(t *testing.T) {
 	s, err := network.NewSwitch(networks)
 	if err != nil {

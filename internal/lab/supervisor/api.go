@@ -46,6 +46,8 @@ type Host struct {
 	Watchdog string `json:"watchdog"`
 	// Cuts maps a network to in, out or both.
 	Cuts map[string]string `json:"cuts,omitempty"`
+	// Deaf lists the hosts that it is kept apart from by a partition.
+	Deaf []string `json:"deaf,omitempty"`
 	// Storage maps a datastore to its fault, where there is one.
 	Storage map[string]string `json:"storage,omitempty"`
 }
@@ -86,6 +88,11 @@ type CutRequest struct {
 	Host      string `json:"host"`
 	Network   string `json:"network,omitempty"`
 	Direction string `json:"direction"`
+}
+
+// PartitionRequest lets only hosts of one group hear each other.
+type PartitionRequest struct {
+	Groups [][]string `json:"groups"`
 }
 
 // HealRequest ends all network and storage faults of a host.

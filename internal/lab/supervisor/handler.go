@@ -33,6 +33,7 @@ func (s *Supervisor) handler() http.Handler {
 		}
 		return n.cut(r.Network, d)
 	}))
+	mux.HandleFunc("POST /partition", action(func(_ context.Context, r PartitionRequest) error { return s.partition(r.Groups) }))
 	mux.HandleFunc("POST /heal", action(func(_ context.Context, r HealRequest) error {
 		n, err := s.node(r.Host)
 		if err != nil {

@@ -48,6 +48,7 @@ type node struct {
 	frozen bool
 	resets int
 	cuts   map[string]network.Direction
+	deaf   []*node // kept apart by a partition
 	faults map[string]fusefs.Fault
 }
 
@@ -148,7 +149,26 @@ func (n *node) assemble(r *running, noWatchdog bool) error {
 			return err
 		}
 	}
-	return nil
+	return n.s.network.Separate(n.number, numbers(n.deaf))
+}
+
+func numbers(nodes []*node) []int {
+	var out []int
+	for _, n := range nodes {
+		out = append(out, n.number)
+	}
+	return out
+}
+
+// separate keeps the host apart from others.
+func (n *node) separate(from []*node) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deaf = from
+	if n.run == nil {
+		return nil
+	}
+	return n.s.network.Separate(n.number, numbers(from))
 }
 
 func (n *node) spec(r *running) host.Spec {
@@ -344,6 +364,7 @@ func (n *node) heal() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cuts)
+	n.deaf = nil
 	clear(n.faults)
 	if n.run != nil {
 		for _, m := range n.run.mounts {
@@ -391,6 +412,9 @@ func (n *node) state() Host {
 		Cuts: map[string]string{}, Storage: map[string]string{}}
 	for net, d := range n.cuts {
 		h.Cuts[net] = d.String()
+	}
+	for _, other := range n.deaf {
+		h.Deaf = append(h.Deaf, other.name)
 	}
 	for ds, f := range n.faults {
 		if f != fusefs.None {

@@ -169,6 +169,38 @@ func (s *Supervisor) node(name string) (*node, error) {
 	return nil, fmt.Errorf("no host %q in lab %s; it has %s", name, s.lab.Name(), strings.Join(names, ", "))
 }
 
+// partition keeps every host apart from those of other groups. A host that is
+// healed hears all again, but those still in a partition do not hear it.
+func (s *Supervisor) partition(groups [][]string) error {
+	var sets [][]*node
+	for _, g := range groups {
+		var set []*node
+		for _, name := range g {
+			n, err := s.node(name)
+			if err != nil {
+				return err
+			}
+			set = append(set, n)
+		}
+		sets = append(sets, set)
+	}
+	for i, set := range sets {
+		var others []*node
+		for j, other := range sets {
+			if i != j {
+				others = append(others, other...)
+			}
+		}
+		for _, n := range set {
+			if err := n.separate(others); err != nil {
+				return err
+			}
+		}
+	}
+	s.journal.Add(journal.Event{Kind: journal.Fault, Detail: fmt.Sprintf("partition %v", groups)})
+	return nil
+}
+
 func (s *Supervisor) state() State {
 	st := State{Lab: s.lab.Name(), Pid: os.Getpid(), Bare: s.settings.Bare, VMs: s.settings.VMs, Instances: s.observer.Instances()}
 	var err error

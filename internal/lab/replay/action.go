@@ -1,0 +1,162 @@
+package replay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hanok.dev/hanok/internal/lab/layout"
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/scenario"
+)
+
+// check refuses steps that only the simulator can do, before anything starts.
+func check(s *scenario.Scenario) error {
+	var errs []error
+	for _, step := range s.Steps {
+		v, ok := step.Action.(scenario.VM)
+		if !ok {
+			continue
+		}
+		switch v.Op {
+		case scenario.VMStart, scenario.VMStop, scenario.VMCrash, scenario.VMSet:
+		default:
+			errs = append(errs, fmt.Errorf("line %d: %s: the lab cannot do `vm %s`; use `hanok sim run`", step.Line, step.Text, v.Op))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// do carries out one step.
+func (r *run) do(ctx context.Context, a scenario.Action) error {
+	switch a := a.(type) {
+	case scenario.Power:
+		return r.power(ctx, a)
+	case scenario.Cut:
+		return r.client.Cut(ctx, string(a.Host), a.Network, string(a.Direction))
+	case scenario.Heal:
+		return r.client.Heal(ctx, string(a.Host))
+	case scenario.StorageFault:
+		return r.client.Storage(ctx, string(a.Host), string(a.Datastore), string(a.Fault))
+	case scenario.Partition:
+		return r.client.Partition(ctx, groupNames(a.Groups))
+	case scenario.Process:
+		return r.signal(ctx, a)
+	case scenario.VM:
+		return r.vm(ctx, a)
+	case scenario.Configure:
+		return r.configure(ctx, a.Field, a.Value)
+	case scenario.Maintenance:
+		return r.configure(ctx, fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On))
+	}
+	return fmt.Errorf("the lab does not know how to do %T", a)
+}
+
+func groupNames(groups [][]model.HostID) [][]string {
+	var out [][]string
+	for _, g := range groups {
+		var names []string
+		for _, h := range g {
+			names = append(names, string(h))
+		}
+		out = append(out, names)
+	}
+	return out
+}
+
+func (r *run) power(ctx context.Context, p scenario.Power) error {
+	if err := r.client.Power(ctx, string(p.Host), string(p.Op)); err != nil {
+		return err
+	}
+	if p.For == 0 {
+		return nil
+	}
+	r.later.Go(func() {
+		select {
+		case <-time.After(p.For):
+			r.say("thaw %s", p.Host)
+			// A watchdog may have reset it meanwhile: then there is nothing to thaw.
+			_ = r.client.Thaw(ctx, string(p.Host))
+		case <-ctx.Done():
+		}
+	})
+	return nil
+}
+
+// signal uses the process number that the host's init wrote down.
+func (r *run) signal(ctx context.Context, p scenario.Process) error {
+	name := map[scenario.ProcessOp]string{scenario.Kill: "KILL", scenario.Stop: "STOP", scenario.Cont: "CONT"}[p.Op]
+	_, err := r.client.Exec(ctx, string(p.Host), "sh", "-c", fmt.Sprintf("kill -%s $(cat %s/%s.pid)", name, layout.HostRun, p.Name))
+	return err
+}
+
+func (r *run) vm(ctx context.Context, v scenario.VM) error {
+	switch v.Op {
+	case scenario.VMCrash:
+		s, err := r.client.State(ctx)
+		if err != nil {
+			return err
+		}
+		for _, i := range s.Instances {
+			if i.Name == v.VM {
+				if err := unix.Kill(i.Pid, unix.SIGKILL); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	case scenario.VMSet:
+		return r.configure(ctx, fmt.Sprintf("vms[%s].%s", v.VM, v.Field), v.Value)
+	}
+	return r.anywhere(ctx, nil, "hanok", "vm", string(v.Op), v.VM)
+}
+
+// configure changes the cluster file through the cluster itself.
+func (r *run) configure(ctx context.Context, field, value string) error {
+	next, err := r.cluster.With(field, value)
+	if err != nil {
+		return err
+	}
+	data, err := next.Marshal()
+	if err != nil {
+		return err
+	}
+	const file = layout.HostRun + "/next.yaml"
+	if err := r.anywhere(ctx, data, "sh", "-c", "cat >"+file+" && hanok cluster apply --yes -f "+file); err != nil {
+		return err
+	}
+	r.cluster = next
+	return nil
+}
+
+// anywhere runs a command on the first host that carries it out.
+func (r *run) anywhere(ctx context.Context, stdin []byte, argv ...string) error {
+	s, err := r.client.State(ctx)
+	if err != nil {
+		return err
+	}
+	errs := []error{errors.New("no host is on")}
+	for _, h := range s.Hosts {
+		if h.Power != "on" || h.Frozen {
+			continue
+		}
+		cmd, release, err := r.client.Command(ctx, h.Name, argv...)
+		if err != nil {
+			return err
+		}
+		cmd.Stdin = bytes.NewReader(stdin)
+		out, err := cmd.CombinedOutput()
+		release()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w: %s", h.Name, err, strings.TrimSpace(string(out))))
+	}
+	return errors.Join(errs...)
+}
