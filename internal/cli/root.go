@@ -16,6 +16,7 @@ import (
 	"hanok.dev/hanok/internal/cli/datastorecmd"
 	"hanok.dev/hanok/internal/cli/labcmd"
 	"hanok.dev/hanok/internal/cli/pkicmd"
+	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/version"
 )
@@ -89,13 +90,19 @@ func strict(cmd *cobra.Command) {
 		}
 	}
 	if cmd.HasSubCommands() && cmd.Run == nil && cmd.RunE == nil {
-		cmd.Args = nil
+		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return c.Help()
 			}
 			remedy := "see `" + c.CommandPath() + " --help`"
-			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			var names []string
+			for _, sub := range c.Commands() {
+				if sub.IsAvailableCommand() {
+					names = append(names, sub.Name())
+				}
+			}
+			if near := config.Nearest(args[0], names); len(near) > 0 {
 				remedy = "did you mean " + strings.Join(near, " or ") + "?"
 			}
 			return usage(remedy, "unknown command %q for %s", args[0], c.CommandPath())
