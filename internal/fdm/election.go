@@ -306,7 +306,7 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 			m.follow(h, network)
 			return
 		}
-		m.beatTo(h, BeatPrimary)
+		m.assert(h)
 	case roleElection:
 		m.follow(h, network)
 	case roleSecondary:
@@ -320,11 +320,20 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 	}
 }
 
+// assert tells a member at once that this host is primary, but never so often
+// that two primaries could drive each other.
+func (m *Machine) assert(h *member) {
+	if h.assertAt == 0 || m.now-h.assertAt >= m.interval()/5 {
+		h.assertAt = m.now
+		m.beatTo(h, BeatPrimary)
+	}
+}
+
 // onCandidate: a member wants to be primary.
 func (m *Machine) onCandidate(h *member, theirs rank) {
 	switch m.role {
 	case rolePrimary:
-		m.beatTo(h, BeatPrimary)
+		m.assert(h)
 	case roleSecondary:
 		p := m.members[m.primary]
 		if p == nil || p == h || m.now-p.lastHeard() >= (silentAfter-1)*m.interval() {

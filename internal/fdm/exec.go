@@ -52,12 +52,8 @@ func (m *Machine) onCommand(from model.HostID, cmd Command) {
 	e := &exec{cmd: cmd, from: from, arrived: m.now, epoch: cmd.Epoch}
 	m.execs[cmd.ID] = e
 	home := cmd.VM.Home
-	switch {
-	case !m.loaded || !m.conf.Enabled:
+	if !m.loaded || !m.conf.Enabled {
 		m.failExec(e, codeOff, "HA is off on this host")
-		return
-	case cmd.Term < m.terms[home]:
-		m.failExec(e, codeStaleTerm, fmt.Sprintf("the command is of term %d, the protected list of %s has term %d", cmd.Term, home, m.terms[home]))
 		return
 	}
 	m.noteTerm(home, cmd.Term)
@@ -81,7 +77,7 @@ func (m *Machine) begin(e *exec) {
 	}
 	home := e.cmd.VM.Home
 	if e.cmd.Term < m.terms[home] {
-		m.failExec(e, codeStaleTerm, fmt.Sprintf("a newer primary owns the protected list of %s", home))
+		m.failExec(e, codeStaleTerm, fmt.Sprintf("the command is of term %d, the protected list of %s has term %d", e.cmd.Term, home, m.terms[home]))
 		return
 	}
 	if !m.guardUp || !m.hvUp {

@@ -18,6 +18,7 @@ type member struct {
 	heard    time.Duration   // last datagram or message; 0 is never
 	nets     []time.Duration // last datagram on each heartbeat network
 	beat     Heartbeat       // the last
+	assertAt time.Duration   // it was last told at once who is primary
 	link     bool
 	offered  uint64 // version of the cluster file last offered
 	offerAt  time.Duration
