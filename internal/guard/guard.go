@@ -147,6 +147,7 @@ func (g *Guard) run(ctx context.Context, cluster *config.Cluster, warnings []str
 	if err != nil {
 		g.opts.Log.Warn("state of the guard before", "error", err)
 	}
+	cfg.Predecessor = proc.Used(g.opts.CgroupRoot)
 	g.machine = lease.New(cfg, saved)
 	g.procs, err = proc.Start(proc.Options{Root: g.opts.CgroupRoot, ProcDir: g.opts.ProcDir, LibvirtRun: g.opts.LibvirtRun,
 		Now: datastore.BootTime, Deliver: g.deliver})

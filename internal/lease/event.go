@@ -179,6 +179,9 @@ type Config struct {
 	Boot model.BootID
 	// Incarnation is used when no predecessor of this boot left one.
 	Incarnation uint64
+	// Predecessor: another guard ran in this boot before. If nothing that it
+	// saved is left it may have permitted starts that are still under way.
+	Predecessor bool
 	// Timing must be valid by model.Timing.Validate.
 	Timing     model.Timing
 	Datastores []DatastoreConfig

@@ -133,7 +133,7 @@ func New(cfg Config, saved *Saved) *Machine {
 	if saved != nil && saved.Boot == cfg.Boot && saved.Host == cfg.Host {
 		m.restore(saved)
 	} else {
-		m.blind = true
+		m.blind = cfg.Predecessor
 	}
 	return m
 }

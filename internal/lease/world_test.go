@@ -61,6 +61,7 @@ type simHost struct {
 
 	m       *Machine
 	gen     int // of the guard
+	guards  int // of this boot
 	stopped bool
 	saved   *Saved
 	pending []Effect // of the last steps, not carried out yet
@@ -129,6 +130,7 @@ func (h *simHost) clock() time.Duration { return time.Duration(float64(h.w.now) 
 
 func (h *simHost) boot() {
 	h.boots++
+	h.guards = 0
 	h.up, h.saved, h.dogOn, h.storage = true, nil, false, ""
 	h.procs, h.plans, h.traps, h.starting = map[model.VMID]*simProc{}, nil, map[model.VMID]uint64{}, map[model.VMID]bool{}
 	h.permitted, h.epochs = map[model.VMID]bool{}, map[model.VMID]model.Epoch{}
@@ -137,10 +139,11 @@ func (h *simHost) boot() {
 
 func (h *simHost) startGuard() {
 	h.gen++
+	h.guards++
 	h.stopped = false
 	h.pending = nil
 	t := model.TimingFast
-	h.m = New(Config{Host: h.id, Boot: h.bootID(), Incarnation: uint64(h.gen), Timing: t,
+	h.m = New(Config{Host: h.id, Boot: h.bootID(), Incarnation: uint64(h.gen), Timing: t, Predecessor: h.guards > 1,
 		Datastores: []DatastoreConfig{{Name: h.w.ds, Fence: model.FenceReset}}, Managed: h.w.vms,
 		Nonce:    func() string { h.w.nonce++; return fmt.Sprintf("n%d", h.w.nonce) },
 		Identify: func(_ model.DatastoreName, s model.Slot) string { return digest(s) }}, h.saved)

@@ -64,6 +64,16 @@ type command struct {
 	track  map[model.VMID]lease.ManagedVM
 }
 
+// Used reports whether a guard ran in this boot before: its parent cgroup is
+// there. root may be empty, as in Options.
+func Used(root string) bool {
+	if root == "" {
+		root, _ = CgroupRoot()
+	}
+	_, err := os.Stat(filepath.Join(root, "hanok"))
+	return err == nil
+}
+
 // Start makes the parent cgroup and starts the worker.
 func Start(opts Options) (*Worker, error) {
 	if opts.Root == "" {
