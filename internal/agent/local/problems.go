@@ -55,10 +55,16 @@ func (s *Status) FindProblems() {
 		}
 	}
 	for _, v := range s.VMs {
-		if v.Reason != "" && v.State != model.VMStarted || v.State == model.VMFrozen {
-			add(v.Name, "", "%s is %s: %s", v.Name, v.State, v.Reason)
-		} else if !v.Protected && v.Reason != "" {
-			add(v.Name, "", "%s is not protected: %s", v.Name, v.Reason)
+		switch v.State {
+		case model.VMStopped, model.VMDisabled, model.VMIgnored: // as somebody wants it
+		case model.VMStarted:
+			if !v.Protected && v.Reason != "" {
+				add(v.Name, "", "%s is not protected: %s", v.Name, v.Reason)
+			}
+		default:
+			if v.Reason != "" {
+				add(v.Name, "", "%s is in state %s: %s", v.Name, v.State, v.Reason)
+			}
 		}
 	}
 }
