@@ -42,7 +42,10 @@ type SavedVM struct {
 	Epoch   model.Epoch `json:"epoch"`
 	Nonce   string      `json:"nonce"`
 	Suspect bool        `json:"suspect,omitempty"`
-	Hook    bool        `json:"hookGrant,omitempty"`
+	// Running: it had processes; the first list of processes tells whether it
+	// still has.
+	Running bool `json:"running,omitempty"`
+	Hook    bool `json:"hookGrant,omitempty"`
 	// HookAt is when the hook permitted a start.
 	HookAt time.Duration `json:"hookAt,omitempty"`
 }
@@ -67,7 +70,7 @@ func (m *Machine) Saved() Saved {
 	for _, v := range m.order {
 		if v.lock == lockHeld || v.lock == lockSuspect || v.lock == lockLost {
 			out.VMs = append(out.VMs, SavedVM{Spec: v.spec, Epoch: v.epoch, Nonce: v.nonce,
-				Suspect: v.lock != lockHeld, Hook: v.grant == grantHook, HookAt: v.grantAt})
+				Suspect: v.lock != lockHeld, Running: v.running, Hook: v.grant == grantHook, HookAt: v.grantAt})
 		}
 	}
 	for i := range m.orphans {
@@ -108,7 +111,7 @@ func (m *Machine) restore(saved *Saved) {
 	}
 	for _, o := range saved.VMs {
 		v := m.addVM(o.Spec)
-		v.epoch, v.nonce, v.lock = o.Epoch, o.Nonce, lockHeld
+		v.epoch, v.nonce, v.lock, v.running = o.Epoch, o.Nonce, lockHeld, o.Running
 		if o.Hook {
 			v.grant, v.grantAt = grantHook, o.HookAt
 		}

@@ -43,7 +43,6 @@ type simProc struct {
 	resumed  bool
 	frozen   bool // ordered and in force: no vCPU runs
 	busy     bool // a guest's write hangs in the kernel
-	paused   bool // an agent's start
 	placed   bool
 	freezeOp uint64
 }
