@@ -13,7 +13,7 @@ func TestKilledDaemonsLeaveVMsAlone(t *testing.T) {
 			c := settled(t)
 			host := c.secondaryWithVMs()
 			all := c.vmsOn(host)
-			c.signal(host, daemon, "KILL")
+			c.kill(host, daemon)
 			c.eventually(15*time.Second, "all is protected again", func() error { return c.allProtected() })
 			c.untouched(all)
 		})
@@ -59,17 +59,24 @@ func TestStoppedGuardIsResetByTheWatchdog(t *testing.T) {
 	c.settle()
 }
 
-// libvirtd restarts while the guard is down: running VMs live on.
+// libvirtd restarts while the guard is down: running VMs live on. The host has
+// no watchdog, or that would reset it for want of a guard.
 func TestLibvirtdRestartsWithoutGuard(t *testing.T) {
 	c := settled(t)
-	host := c.secondaryWithVMs()
+	host := c.otherThan(c.primary())
+	c.powerOff(host)
+	c.eventually(45*time.Second, "every VM runs", func() error { return c.allRunOnce() })
+	c.powerOnWithoutWatchdog(host)
+	c.settle()
+	c.ensureVMsOn(host)
 	all := c.vmsOn(host)
-	// A guard that is stopped for less than the watchdog's time-out answers no
-	// hook, as one that is down.
-	c.signal(host, "guard", "STOP")
-	c.signal(host, "libvirtd", "KILL")
-	c.eventually(2500*time.Millisecond, "libvirtd is back", func() error { return c.libvirtAnswers(host) })
+	c.signal(host, "guard", "STOP") // it answers no hook, as one that is down
+	c.kill(host, "libvirtd")
+	c.eventually(20*time.Second, "libvirtd is back", func() error { return c.libvirtAnswers(host) })
 	c.signal(host, "guard", "CONT")
-	c.eventually(15*time.Second, "all is protected again", func() error { return c.allProtected() })
+	c.eventually(20*time.Second, "all is protected again", func() error { return c.allProtected() })
 	c.untouched(all)
+	c.powerOff(host)
+	c.powerOn(host)
+	c.settle()
 }

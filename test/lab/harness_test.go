@@ -296,6 +296,21 @@ func (c *cluster) signal(h, daemon, sig string) {
 	c.must(c.d.Signal(c.ctx, h, daemon, sig))
 }
 
+// kill ends a daemon and waits until another process has taken its place.
+func (c *cluster) kill(host, daemon string) {
+	c.t.Helper()
+	pid := func() (string, error) { return c.exec(host, "pgrep", "-o", "-f", drill.Daemons[daemon]) }
+	before, err := pid()
+	c.must(err)
+	c.signal(host, daemon, "KILL")
+	c.eventually(5*time.Second, daemon+" was started again", func() error {
+		if after, err := pid(); err != nil || after == before {
+			return fmt.Errorf("process %q, before %q: %v", after, before, err)
+		}
+		return nil
+	})
+}
+
 func (c *cluster) exec(host string, argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
 	defer cancel()

@@ -13,7 +13,7 @@ func TestCorruptClusterFile(t *testing.T) {
 	host := c.otherThan(c.primary())
 	running := c.vmsOn(host)
 	c.corruptClusterFile(host)
-	c.signal(host, "agent", "KILL")
+	c.kill(host, "agent")
 	c.eventually(20*time.Second, "the host is connected and its file is whole", func() error {
 		if err := c.connected(host); err != nil {
 			return err
@@ -44,12 +44,12 @@ func TestForeignCertificate(t *testing.T) {
 	host := c.secondaryWithVMs()
 	running := c.vmsOn(host)
 	restore := c.replaceCertificate(host)
-	c.signal(host, "agent", "KILL")
+	c.kill(host, "agent")
 	c.eventually(20*time.Second, "the host counts as agent unreachable", func() error { return c.hostState(host, "agentUnreachable") })
 	c.eventually(20*time.Second, "the refusals are counted", func() error { return c.counted(c.primary(), "foreign") })
 	c.untouched(running)
 	restore()
-	c.signal(host, "agent", "KILL")
+	c.kill(host, "agent")
 	c.settle()
 }
 

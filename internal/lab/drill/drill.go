@@ -91,17 +91,20 @@ func (d Drill) Primary(ctx context.Context) (string, error) {
 	return string(st.Host), nil
 }
 
-// Settled returns nil when every host is on and connected to one primary, and
-// every VM runs once, unfrozen, protected, with a guest that answers.
+// Settled returns nil when every host is on, armed if it has a watchdog, and
+// connected to one primary, and every VM runs once, unfrozen, protected, with a
+// guest that answers.
 func (d Drill) Settled(ctx context.Context) error {
 	s, err := d.State(ctx)
 	if err != nil {
 		return err
 	}
+	watched := map[string]bool{}
 	for _, h := range s.Hosts {
 		if h.Power != "on" || h.Frozen {
 			return fmt.Errorf("%s is not on", h.Name)
 		}
+		watched[h.Name] = h.Watchdog != "none"
 	}
 	st, err := d.Status(ctx)
 	if err != nil {
@@ -114,8 +117,8 @@ func (d Drill) Settled(ctx context.Context) error {
 		if h.State != model.HostConnected && h.State != model.HostPrimary {
 			return fmt.Errorf("%s is %s: %s", h.Name, h.State, h.Reason)
 		}
-		if !h.Guard || !h.Hypervisor || !h.Hook {
-			return fmt.Errorf("%s: guard %v, hypervisor %v, hook %v", h.Name, h.Guard, h.Hypervisor, h.Hook)
+		if !h.Guard || !h.Hypervisor || !h.Hook || !h.Armed && watched[string(h.Name)] {
+			return fmt.Errorf("%s: guard %v, hypervisor %v, hook %v, armed %v", h.Name, h.Guard, h.Hypervisor, h.Hook, h.Armed)
 		}
 	}
 	for _, v := range s.VMs {
