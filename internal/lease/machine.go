@@ -208,6 +208,9 @@ func (m *Machine) handle(ev *Event) {
 			m.watchdog.on, m.watchdog.why = ev.On, ev.Text
 			m.watchdog.nextPet = m.now
 			m.statusDirty = true
+			for _, s := range m.stores {
+				s.nextWrite = m.now // others decide by the flag in the slot
+			}
 			text := "the watchdog is armed"
 			if !ev.On {
 				text = "the watchdog is not armed: " + ev.Text
