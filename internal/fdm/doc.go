@@ -12,6 +12,21 @@
 // with a time-out. Between events the caller calls Step with a Tick no later
 // than Next says.
 //
+// What a machine puts into effects (slices, maps, pointers) and what it is given
+// in events belongs to both sides: neither changes it afterwards. Answers may
+// come late, twice or never in order; an answer that nobody waits for any more
+// is dropped. Effects that answer an administrator come exactly once for each
+// AdminAsked.
+//
+// # What decides what
+//
+// election.go and beat.go decide who is primary; slots.go and verdict.go what
+// became of a silent host; list.go for which datastores a primary may act;
+// vm.go and decide.go what a VM's lock record and the reports mean for it;
+// failover.go where it is started and when again; exec.go carries commands out
+// on their target; admin.go answers people; view.go shows. Safety rests on none
+// of this: it rests on the locks, which the guards claim (package lease).
+//
 // Nothing in this package performs I/O, reads a clock, draws random numbers,
 // starts goroutines or logs. The same inputs give the same outputs, bit for
 // bit, so that a simulator can drive thousands of machines in virtual time.

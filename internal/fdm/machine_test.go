@@ -1,6 +1,7 @@
 package fdm
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -395,4 +396,84 @@ func TestTakeoverNamesTheSlotAsRead(t *testing.T) {
 		}
 	}
 	t.Fatal("no take-over")
+}
+
+// TestAgeOfASlot: from the end of the first read that returned its bytes to
+// the start of the last.
+func TestAgeOfASlot(t *testing.T) {
+	b := newBench(t, chaosConfig(1))
+	st := b.m.stores["ds1"]
+	r := &model.SlotReading{Host: "a", Identity: model.SlotIdentity{Digest: "1"}}
+	b.m.noteSlot(st, r, 10*time.Second, 11*time.Second)
+	if age := st.slots["a"].age(); age != 0 {
+		t.Errorf("age %v after one read", age)
+	}
+	b.m.noteSlot(st, r, 15*time.Second, 19*time.Second)
+	if age := st.slots["a"].age(); age != 4*time.Second {
+		t.Errorf("age %v, want 4s", age)
+	}
+	torn := &model.SlotReading{Host: "a", Identity: model.SlotIdentity{Digest: "torn"}}
+	b.m.noteSlot(st, torn, 20*time.Second, 20*time.Second)
+	if age := st.slots["a"].age(); age != 0 {
+		t.Errorf("age %v though the bytes changed", age)
+	}
+}
+
+// TestSameTermGoesOn: the guard kept the list for a former life of this agent;
+// versions go on, so that no reader prefers the older copy.
+func TestSameTermGoesOn(t *testing.T) {
+	b := newBench(t, chaosConfig(1))
+	b.pass(6 * time.Second)
+	for i := 0; i < 6; i++ {
+		for _, e := range take[ReadList](b) {
+			b.step(ListRead{Op: e.Op, Datastore: e.Datastore, Lock: model.LockRecord{Lock: model.ListLock, Epoch: 5, State: model.LockHeld, Owner: "b", Boot: "boot-b"},
+				List: model.ProtectedList{Term: 5, Version: 8}})
+		}
+		for _, e := range take[AskGuard](b) {
+			if e.Request.ClaimList != nil {
+				b.step(GuardReplied{Op: e.Op, Reply: lease.Reply{Code: lease.CodeOK, Epoch: 5}})
+			}
+		}
+	}
+	w := take[WriteList](b)
+	if len(w) == 0 || w[0].List.Version != 9 || w[0].List.Term != 5 {
+		t.Errorf("writes %+v, want version 9 of term 5", w)
+	}
+}
+
+// BenchmarkPrimary is one interval of a primary of 1,000 hosts with 20,000
+// VMs: heartbeats of all, one tick.
+func BenchmarkPrimary(b *testing.B) {
+	conf := Cluster{Version: 1, Enabled: true, HostMonitoring: true, Timing: model.TimingFast, HeartbeatNetworks: []string{"n1", "n2"},
+		Datastores: []ClusterDatastore{{Name: "ds1", Fence: model.FenceReset}, {Name: "ds2", Fence: model.FenceReset}}}
+	name := func(i int) model.HostID { return model.HostID(fmt.Sprintf("host%04d", i)) }
+	for i := 0; i < 1000; i++ {
+		conf.Hosts = append(conf.Hosts, ClusterHost{Name: name(i), Datastores: chaosDS, Memory: 65536})
+	}
+	var vms []model.ProtectedVM
+	for i := 0; i < 20000; i++ {
+		p := protectedVM(model.VMID(fmt.Sprintf("vm%05d", i)))
+		p.Name, p.Host = string(p.ID), name(i%1000)
+		vms = append(vms, p)
+	}
+	conf.Hosts = append(conf.Hosts, ClusterHost{Name: "a", Memory: 1}, ClusterHost{Name: "b", Datastores: chaosDS, Memory: 1})
+	x := newBench(nil, conf)
+	x.lead(vms...)
+	for h := 0; h < 1000; h++ {
+		var local []LocalVM
+		for i := h; i < 20000; i += 1000 {
+			local = append(local, LocalVM{ID: vms[i].ID, Name: vms[i].Name, Managed: true, Active: true, Epoch: 2, Phase: lease.PhaseRunning, Memory: 512})
+		}
+		x.report(name(h), "boot", local...)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for h := 0; h < 1000; h++ {
+			x.now += 490 * time.Microsecond
+			x.step(HeartbeatReceived{From: name(h), Network: "n1", Beat: Heartbeat{Kind: BeatSecondary, ConfigVersion: 1, Primary: "b"}})
+		}
+		x.now += 10 * time.Millisecond
+		x.step(Tick{})
+		x.out = nil
+	}
 }
