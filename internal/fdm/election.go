@@ -75,6 +75,7 @@ func (m *Machine) setRole(r role) {
 	}
 	if r == roleNone {
 		m.primary = ""
+		m.yieldHeld()
 		if was != roleNone {
 			m.emit(event.Event{Kind: event.Election, Text: "HA is off: no election, no verdicts; running VMs stay as they are"})
 		}
@@ -225,6 +226,7 @@ func (m *Machine) follow(h *member, network int) {
 	}
 	m.emit(event.Event{Kind: event.Election, Host: h.name, Text: fmt.Sprintf("%s follows primary %s", m.cfg.Self, h.name)})
 	m.reportDue = true
+	m.yieldHeld()
 	m.sendBeats()
 	m.watchPrimary()
 	m.after(m.cfg.ReportInterval, m.reigning(m.reportAgain))

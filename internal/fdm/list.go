@@ -347,6 +347,20 @@ func (m *Machine) lostList(st *store, why string) {
 	}
 }
 
+// yieldHeld gives up lists that the guard holds for a former life of this agent,
+// or of a former reign, when another host leads now: the guard keeps them as
+// long as any agent here lives.
+func (m *Machine) yieldHeld() {
+	if m.role != roleSecondary && m.role != roleNone || !m.guardUp || !m.statusOK {
+		return
+	}
+	for _, d := range m.status.Datastores {
+		if d.ListTerm != 0 {
+			m.ask(lease.Request{YieldList: &lease.YieldListReq{Datastore: d.Name}}, func(lease.Reply) {})
+		}
+	}
+}
+
 // save marks a VM's entry as changed. It is written when convenient.
 func (m *Machine) save(v *vm) {
 	v.st.list.dirty = true

@@ -126,6 +126,7 @@ func (m *Machine) onStatus(s lease.Status) {
 			m.lostList(st, fmt.Sprintf("the guard no longer holds the lock of its protected list under term %d", st.list.term))
 		}
 	}
+	m.yieldHeld()
 	for _, v := range s.VMs {
 		m.tend(v.VM)
 	}
