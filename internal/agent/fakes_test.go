@@ -266,19 +266,8 @@ func newRig(t *testing.T, prepare func(*rig)) *rig {
 		StateDir: r.path("state"), Socket: r.path("run/agent.sock"), Hypervisor: r.hv, RetryInit: 5 * time.Millisecond,
 		Log:     slog.New(slog.DiscardHandler),
 		newCore: func(fdm.Config) core { return r.core },
-		Ports: Ports{
-			OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) { r.net.recv = rc; return r.net, nil },
-			DialGuard: func(context.Context) (Guard, error) {
-				select {
-				case g := <-r.guard:
-					return g, nil
-				default:
-					return nil, errors.New("connection refused")
-				}
-			},
-			OpenStore: func(_ *config.Cluster, d config.Datastore) (Store, error) { return r.stores[d.Name], nil },
-			Ping:      func(_ context.Context, a []netip.Addr) bool { return len(a) == 1 && a[0].String() == "10.0.0.2" },
-		}}
+		Ports:   r.ports(),
+	}
 	if err := os.MkdirAll(r.path("state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -297,6 +286,22 @@ func newRig(t *testing.T, prepare func(*rig)) *rig {
 		}
 	})
 	return r
+}
+
+func (r *rig) ports() Ports {
+	return Ports{
+		OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) { r.net.recv = rc; return r.net, nil },
+		DialGuard: func(context.Context) (Guard, error) {
+			select {
+			case g := <-r.guard:
+				return g, nil
+			default:
+				return nil, errors.New("connection refused")
+			}
+		},
+		OpenStore: func(_ *config.Cluster, d config.Datastore) (Store, error) { return r.stores[d.Name], nil },
+		Ping:      func(_ context.Context, a []netip.Addr) bool { return len(a) == 1 && a[0].String() == "10.0.0.2" },
+	}
 }
 
 func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
