@@ -18,9 +18,9 @@ help: ## show this list
 deps: ## install the Debian packages that the lab needs (idempotent)
 	@scripts/install-deps.sh
 
-build: ## build bin/hanok and bin/hanok-guard
+build: ## build bin/hanok, bin/hanok-guard and the lab guest's writer
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hanok ./cmd/hanok-guard
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hanok ./cmd/hanok-guard ./cmd/hanok-lab-guest
 
 demo: deps build ## lose hosts, watch their VMs come back (DEMO_KEEP=1 leaves the lab up)
 	@bin/hanok lab demo $(if $(DEMO_KEEP),--keep,)

@@ -244,6 +244,10 @@ func (a *Agent) prepare(ctx context.Context) *trouble {
 	if err := c.CheckDeployable(host); err != nil {
 		return &trouble{err, "correct " + a.cfg.HostFile + " or the cluster file, `hanok cluster apply -f FILE`"}
 	}
+	// Keeps a copy from the first start on, and repairs what Load found damaged.
+	if err := a.store.Save(c); err != nil {
+		return &trouble{err, "make the directory of " + paths.ClusterFile + " writable"}
+	}
 	if a.start == 0 {
 		if a.start, err = nextLife(a.cfg.StateDir, time.Now()); err != nil {
 			return &trouble{err, "make " + a.cfg.StateDir + " writable"}

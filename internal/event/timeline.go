@@ -200,7 +200,9 @@ func (b *builder) step(e Event, before []Step) Step {
 }
 
 // seconds rounds to milliseconds: finer figures would only pretend.
-func seconds(d time.Duration) float64 { return float64(d.Round(time.Millisecond)/time.Millisecond) / 1000 }
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond)/time.Millisecond) / 1000
+}
 
 func round(f float64) float64 { return seconds(time.Duration(f * float64(time.Second))) }
 
