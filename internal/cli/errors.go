@@ -57,7 +57,7 @@ func explain(err error) *Error {
 		}
 		return &Error{Err: errors.New(refused.Failure.Error), Remedy: refused.Remedy, Code: code}
 	case errors.Is(err, local.ErrUnreachable):
-		return &Error{Err: err, Remedy: "start it: systemctl start hanok-agent (its log: journalctl -u hanok-agent, or " + paths.LogDir + ")", Code: ExitUnreachable}
+		return &Error{Err: err, Remedy: "start it: systemctl restart hanok-agent (its log: journalctl -u hanok-agent, or " + paths.LogDir + ")", Code: ExitUnreachable}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Err: err, Code: ExitTimeout}
 	}

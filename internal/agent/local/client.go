@@ -136,6 +136,9 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 		if errors.As(err, &op) && op.Op == "dial" {
 			return nil, fmt.Errorf("%w on %s: %w", ErrUnreachable, c.socket, op.Err)
 		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("%w on %s in time: it hangs or is stopped: %w", ErrUnreachable, c.socket, context.DeadlineExceeded)
+		}
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
 	if resp.StatusCode/100 == 2 {
