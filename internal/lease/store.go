@@ -108,9 +108,14 @@ func (m *Machine) endLease(s *store, why string) {
 	m.statusDirty = true
 	m.saveDirty = true
 	for _, v := range m.order {
-		if v.spec.Home == s.cfg.Name {
-			m.suspect(v, why)
+		if v.spec.Home != s.cfg.Name {
+			continue
 		}
+		if m.adoptionMayCount(v) {
+			v.foreign, v.inquired, v.reason = true, false, why
+			m.freezeVM(v)
+		}
+		m.suspect(v, why)
 	}
 	m.loseList(s, why)
 	m.notify(Notice{What: NoticeDatastore, Datastore: s.cfg.Name, Text: "the lease on " + string(s.cfg.Name) + " ended: " + why})

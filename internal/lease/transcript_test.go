@@ -164,6 +164,8 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 			q.Takeover = &Takeover{Owner: model.HostID(arg(1)), Slot: model.SlotIdentity{Digest: arg(2)}}
 		}
 		return ask(Request{Claim: q})
+	case "adopt": // EPOCH: the lock for the VM that runs here
+		return ask(Request{Claim: &ClaimRequest{VM: vmA, Epoch: model.Epoch(num(0)), Running: true}})
 	case "confirm": // EPOCH
 		return ask(Request{Confirm: &ConfirmRequest{VM: vmA.ID, Epoch: model.Epoch(num(0))}})
 	case "release": // EPOCH

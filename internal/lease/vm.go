@@ -383,6 +383,13 @@ func (m *Machine) adopting(v *vm) bool {
 	return c != nil && c.kind == chainClaim && c.runningVM
 }
 
+// adoptionMayCount reports whether a claim for the running VM may have landed:
+// other hosts may count on the end of this host's lease already.
+func (m *Machine) adoptionMayCount(v *vm) bool {
+	c := m.chains[lockKey{v.spec.Home, model.VMLock(v.id)}]
+	return m.adopting(v) && (c.stage == stageLink || c.stage == stageAgain)
+}
+
 // scanDuty starts a scan that is due or asked for.
 func (m *Machine) scanDuty() {
 	if m.scan.op != 0 || m.now < m.nextScan() {

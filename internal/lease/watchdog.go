@@ -53,11 +53,12 @@ func (m *Machine) maybeOurs(v *vm) bool {
 func (m *Machine) petLimit() (time.Duration, *vm) {
 	limit, by := m.now+time.Hour, (*vm)(nil)
 	for _, v := range m.order {
-		if m.safe(v) || v.lock == lockNone && !m.maybeOurs(v) {
+		adopted := m.adoptionMayCount(v)
+		if m.safe(v) || v.lock == lockNone && !m.maybeOurs(v) && !adopted {
 			continue
 		}
 		end := time.Duration(-1)
-		if s := m.store(v.spec.Home); s != nil && s.hasS && v.lock != lockNone {
+		if s := m.store(v.spec.Home); s != nil && s.hasS && (v.lock != lockNone || adopted) {
 			end = s.s + s.lease - m.cfg.Timing.WatchdogMax
 		}
 		if end < limit {
