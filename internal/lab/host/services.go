@@ -26,7 +26,7 @@ const (
 	tick      = 50 * time.Millisecond // how often conditions to start are looked at
 	stopGrace = 10 * time.Second      // from TERM to KILL at an orderly shutdown
 	guardFIFO = 50                    // as in the guard's systemd unit
-	agentNice = -5                    // as in the agent's systemd unit
+	agentNice = -10                   // as in the agent's systemd unit
 	oomNever  = -1000
 )
 
@@ -199,6 +199,11 @@ func (v *service) start() error {
 	if err != nil {
 		v.pid = 0
 		return err
+	}
+	if v.nice != 0 {
+		// Where the kernel schedules by session, a nice value counts only
+		// within it; under systemd the unit's weight has this effect.
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", v.pid), []byte(strconv.Itoa(v.nice)), 0)
 	}
 	if v.oom != 0 {
 		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", v.pid), []byte(strconv.Itoa(v.oom)), 0)

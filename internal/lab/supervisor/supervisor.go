@@ -96,8 +96,12 @@ func Run(ctx context.Context, lab layout.Lab) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// raisePriority changes all threads that exist; later ones inherit it.
+// raisePriority changes all threads that exist; later ones inherit it. Where the
+// kernel groups processes by session for scheduling, a nice value counts only
+// within the session, so the session's own is raised too; hosts begin sessions
+// of their own.
 func raisePriority() {
+	_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(priority)), 0)
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return
