@@ -186,7 +186,12 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.goes(func() { a.links.run(ctx) })
 	a.goes(func() { a.hv.run(ctx) })
 	a.goes(func() { a.canary(ctx) })
-	return a.loop(ctx, failed)
+	err = a.loop(ctx, failed)
+	// Whoever waits to be heard gives up now, and nobody writes any more when
+	// the transport and the log are closed.
+	cancel()
+	a.wg.Wait()
+	return err
 }
 
 // goes runs f in a goroutine that Run waits for.
