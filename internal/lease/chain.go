@@ -289,7 +289,7 @@ func (m *Machine) judgeOwner(c *chain, slot model.SlotReading) {
 	newBoot := slot.Valid && slot.Slot.Boot != r.Boot && r.State != model.LockHanded
 	same := t != nil && t.Owner == r.Holder() && t.Slot.Digest == slot.Identity.Digest
 	switch {
-	case newBoot && (same || m.bootProven(c, slot)):
+	case newBoot && (same && c.vm == "" || m.bootProven(c, slot, same)):
 		m.linkClaim(c)
 	case newBoot && m.now < c.proofUntil:
 		c.stage = stageProof
@@ -312,8 +312,10 @@ func (m *Machine) judgeOwner(c *chain, slot model.SlotReading) {
 }
 
 // bootProven reports whether the host writes heartbeats under its new boot id:
-// one slot alone could be a late write of an even older boot.
-func (m *Machine) bootProven(c *chain, slot model.SlotReading) bool {
+// one slot alone could be a late write of an even older boot. A slot that
+// stands still as the primary judged it is looked at until it has rested for a
+// lease: then the owner is silent, whichever boot it is.
+func (m *Machine) bootProven(c *chain, slot model.SlotReading, judged bool) bool {
 	first := c.proof
 	if first.Valid && first.Slot.Boot == slot.Slot.Boot && first.Slot.Incarnation == slot.Slot.Incarnation {
 		return slot.Slot.Sequence > first.Slot.Sequence
@@ -321,6 +323,10 @@ func (m *Machine) bootProven(c *chain, slot model.SlotReading) bool {
 	c.proof = slot
 	if c.proofUntil == 0 {
 		c.proofUntil = m.now + 5*m.cfg.Timing.Interval
+		if judged {
+			c.proofUntil = m.now + m.cfg.Timing.StaleAfter()
+			c.deadline = max(c.deadline, c.proofUntil+ClaimLimit/2)
+		}
 	}
 	return false
 }
