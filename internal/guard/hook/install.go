@@ -1,16 +1,26 @@
 package hook
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 )
 
-// Script is the text of the hook script for a guard binary.
+// Script is the text of the hook script for a guard binary. What must never
+// fail does not depend on that binary: it may be missing in the midst of an
+// upgrade, and libvirt destroys a running VM whose reconnect hook fails.
 func Script(binary string) string {
-	return "#!/bin/sh\n# Installed by hanok-guard install-hook. libvirt asks here before it starts a domain.\n" +
-		"exec '" + strings.ReplaceAll(binary, "'", `'\''`) + "' hook \"$@\"\n"
+	guard := "'" + strings.ReplaceAll(binary, "'", `'\''`) + "' hook \"$@\""
+	return `#!/bin/sh
+# Installed by hanok-guard install-hook. libvirt asks here before it starts a domain.
+case "$2" in
+prepare|start|restore|migrate|attach) exec ` + guard + ` ;;
+stopped|release) ` + guard + ` ;;
+esac
+exit 0
+`
 }
 
 // Install writes the script to path. libvirt notices it at its next start or
@@ -20,14 +30,21 @@ func Install(path, binary string) error {
 		return fmt.Errorf("install the hook: %w", err)
 	}
 	tmp := filepath.Join(filepath.Dir(filepath.Dir(path)), ".hanok-hook.new") // libvirt runs all that is in the directory
-	if err := os.WriteFile(tmp, []byte(Script(binary)), 0o755); err != nil {
-		return fmt.Errorf("install the hook: %w", err)
-	}
-	if err := os.Chmod(tmp, 0o755); err != nil { // whatever the umask
+	if err := writeScript(tmp, Script(binary)); err != nil {
 		return fmt.Errorf("install the hook: %w", err)
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("install the hook: %w", err)
 	}
 	return nil
+}
+
+func writeScript(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	// Whatever the umask; and an empty script after a crash would refuse all.
+	return errors.Join(err, f.Chmod(0o755), f.Sync(), f.Close())
 }
