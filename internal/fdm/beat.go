@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"hanok.dev/hanok/internal/event"
-	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -37,22 +36,6 @@ func (m *Machine) pulse(gen uint64) {
 // reads tells whether this host reads all slots all the time.
 func (m *Machine) reads() bool {
 	return m.role == rolePrimary || m.role == roleElection || m.role == roleSecondary && m.watch
-}
-
-func (m *Machine) beatGuard() {
-	if !m.guardUp || m.beatsOut >= 3 {
-		return
-	}
-	contact := len(m.order) <= 1
-	for _, h := range m.order {
-		if !h.self && h.heard > 0 && m.now-h.heard <= m.silence() {
-			contact = true
-		}
-	}
-	m.beatsOut++
-	m.ask(lease.Request{Beat: &lease.BeatRequest{Contact: contact}}, func(lease.Reply) {
-		m.beatsOut = max(0, m.beatsOut-1)
-	})
 }
 
 // checkContact finds out whether this primary is the one that is cut off: it
@@ -110,7 +93,7 @@ func (m *Machine) checkOwnFitness() {
 func (m *Machine) sendBeats() {
 	switch m.role {
 	case rolePrimary:
-		m.broadcast(BeatPrimary)
+		m.pulsePrimary()
 	case roleSecondary:
 		h := m.members[m.primary]
 		if h == nil || len(m.conf.HeartbeatNetworks) == 0 {
@@ -123,7 +106,7 @@ func (m *Machine) sendBeats() {
 			m.reportDue = true
 			return
 		}
-		m.do(SendHeartbeat{To: h.name, Network: m.conf.HeartbeatNetworks[m.network], Beat: m.beat(BeatSecondary)})
+		m.do(SendHeartbeat{To: h.name, Network: m.conf.HeartbeatNetworks[m.network], Beat: m.beat(h, BeatSecondary)})
 	case roleNone:
 		// With HA off hosts still tell each other that they live and which
 		// cluster file they keep, rarely: every host to every other.
@@ -165,8 +148,8 @@ func (m *Machine) chooseNetwork(p *member) {
 	}
 }
 
-func (m *Machine) beat(k BeatKind) Heartbeat {
-	return Heartbeat{Kind: k, Datastores: m.datastores(), Primary: m.primary, Round: m.round,
+func (m *Machine) beat(h *member, k BeatKind) Heartbeat {
+	return Heartbeat{Kind: k, Stamp: m.now, Echo: h.beat.Stamp, EchoStart: h.beat.Start, Datastores: m.datastores(), Primary: m.primary, Round: m.round,
 		ConfigVersion: m.conf.Version, Start: m.cfg.Start, Settled: m.settled}
 }
 
@@ -183,8 +166,10 @@ func (m *Machine) broadcast(k BeatKind) {
 }
 
 func (m *Machine) beatTo(h *member, k BeatKind) {
-	b := m.beat(k)
+	b := m.beat(h, k)
 	if k == BeatPrimary {
+		b.VouchAge, b.Vouches = m.vouches(h)
+		b.Answer = m.asking
 		b.Hears = h.heard > 0 && m.now-h.heard <= m.interval()+m.interval()/2
 		b.Watch = h.watcher
 	}

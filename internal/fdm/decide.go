@@ -166,6 +166,12 @@ func (m *Machine) decideFailed(v *vm, h *member, holder model.HostID) {
 		failover = m.failoverOf(h)
 	}
 	m.down(v, fmt.Sprintf("%s failed", holder), failover)
+	quiet, need := m.quiet(v.st, holder), m.silenceFor(holder)
+	if quiet < need {
+		v.reason = fmt.Sprintf("%s holds its lock, and may have been heard by the former owner of the protected list of %s until %s ago: taken after %s", holder, v.st.name, seconds(quiet), seconds(need))
+		m.recheck(v, need-quiet)
+		return
+	}
 	if why := m.mayTake(v.st, slot, holder); why != "" {
 		m.waitFence(v, why)
 		return
@@ -174,7 +180,7 @@ func (m *Machine) decideFailed(v *vm, h *member, holder model.HostID) {
 	if h != nil {
 		ev = evidenceText(m.evidence(h))
 	} else {
-		ev = fmt.Sprintf("%s left the cluster file; slot unchanged for %s", holder, seconds(slot.age()))
+		ev = fmt.Sprintf("%s left the cluster file, silent for %s; slot unchanged for %s", holder, seconds(quiet), seconds(slot.age()))
 	}
 	m.restart(v, fmt.Sprintf("%s failed", holder), failover, intent{epoch: v.lock.Epoch, takeover: m.takeover(v, holder, ev)})
 }

@@ -160,7 +160,7 @@ func (m *Machine) lead() {
 			// Its silence is what brought about the election: it counts on.
 			h.base = 0
 		}
-		h.suspect, h.failed, h.failover, h.report = false, false, "", nil
+		h.suspect, h.failed, h.failover, h.report, h.quietAt = false, false, "", nil, 0
 		h.active, h.used = map[model.VMID]LocalVM{}, 0
 		m.watchSilence(h)
 	}
@@ -278,6 +278,7 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 		}
 	}
 	m.signOfLife(h)
+	m.noteEcho(h, e.Beat)
 	if e.Beat.ConfigVersion < m.conf.Version {
 		m.offerConfig(h)
 	}
@@ -314,6 +315,7 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 	case roleSecondary:
 		if m.primary == h.name {
 			m.watch = h.beat.Watch
+			m.answerPrimary(h)
 			return
 		}
 		if p := m.members[m.primary]; p == nil || m.now-p.lastHeard() > m.silence() {

@@ -219,6 +219,9 @@ func (m *Machine) onListClaim(st *store, r lease.Reply) {
 	switch {
 	case r.Code == lease.CodeOK:
 		l.term, l.phase, l.yielded, l.confirmed = model.Term(r.Epoch), listCopying, false, false
+		if l.lock.Owner != m.cfg.Self && l.lock.Reason != model.ReasonCreated {
+			st.takenFrom, st.takenAt = l.lock.Owner, m.now
+		}
 		m.noteTerm(st.name, l.term)
 		m.copyList(st)
 	case r.Code == lease.CodeHeldByOther && l.lock.Holder() == m.cfg.Self && !l.yielded:

@@ -24,6 +24,7 @@ type Machine struct {
 
 	conf    Cluster
 	loaded  bool
+	confAt  time.Duration // conf is in force since then
 	members map[model.HostID]*member
 	order   []*member // sorted by name
 	self    *member
@@ -93,6 +94,9 @@ type Machine struct {
 	domains   map[model.VMID]*domain
 	guarded   map[model.VMID]lease.VMStatus
 	beatsOut  int
+	asked     time.Duration // as a primary: all were asked then for an answer that is still awaited
+	asking    bool          // heartbeats being sent ask for it
+	vouched   time.Duration // of this host's clock: the owner of the lists heard it then
 	execs     map[string]*exec
 	busyVM    map[model.VMID]*exec
 	releasing map[model.VMID]bool

@@ -123,15 +123,18 @@ func TestVerdictTable(t *testing.T) {
 		ds2  slot
 		ping bool
 		want model.HostState
+		// silent, if not 6 s
+		silent time.Duration
 	}{
-		{"stale everywhere, ping", slot{known: true, stale: true}, slot{known: true, stale: true}, true, model.HostFailed},
-		{"stale everywhere, no ping", slot{known: true, stale: true}, slot{known: true, stale: true}, false, model.HostFailed},
-		{"stale where it can be read", slot{known: true, stale: true}, slot{}, false, model.HostFailed},
-		{"fresh on one, ping", slot{known: true, stale: true}, slot{known: true, alive: true}, true, model.HostAgentUnreachable},
-		{"fresh, no ping, isolated", slot{known: true, alive: true, isolated: true}, slot{}, false, model.HostIsolated},
-		{"fresh, no ping", slot{known: true, alive: true}, slot{}, false, model.HostPartitioned},
-		{"unknown, ping", slot{}, slot{}, true, model.HostAgentUnreachable},
-		{"unknown, no ping", slot{}, slot{}, false, model.HostDisconnected},
+		{"stale everywhere, ping", slot{known: true, stale: true}, slot{known: true, stale: true}, true, model.HostFailed, 0},
+		{"stale everywhere, no ping", slot{known: true, stale: true}, slot{known: true, stale: true}, false, model.HostFailed, 0},
+		{"stale everywhere, heard within a lease", slot{known: true, stale: true}, slot{known: true, stale: true}, false, model.HostConnected, 5 * time.Second},
+		{"stale where it can be read", slot{known: true, stale: true}, slot{}, false, model.HostFailed, 0},
+		{"fresh on one, ping", slot{known: true, stale: true}, slot{known: true, alive: true}, true, model.HostAgentUnreachable, 0},
+		{"fresh, no ping, isolated", slot{known: true, alive: true, isolated: true}, slot{}, false, model.HostIsolated, 0},
+		{"fresh, no ping", slot{known: true, alive: true}, slot{}, false, model.HostPartitioned, 0},
+		{"unknown, ping", slot{}, slot{}, true, model.HostAgentUnreachable, 0},
+		{"unknown, no ping", slot{}, slot{}, false, model.HostDisconnected, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBench(t, chaosConfig(1))
@@ -139,7 +142,11 @@ func TestVerdictTable(t *testing.T) {
 			h := b.m.members["a"]
 			b.now += 10 * time.Second
 			b.m.now = b.now
-			h.heard, h.base, h.suspect, h.pinged, h.answered = b.now-4*time.Second, 0, true, true, c.ping
+			if c.silent == 0 {
+				c.silent = 6 * time.Second
+			}
+			h.state = model.HostConnected
+			h.heard, h.base, h.suspect, h.pinged, h.answered = b.now-c.silent, 0, true, true, c.ping
 			h.aliveAt = b.now - time.Second
 			for i, s := range []slot{c.ds1, c.ds2} {
 				st := b.m.storeBy[i]

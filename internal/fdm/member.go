@@ -15,17 +15,19 @@ type member struct {
 	conf ClusterHost
 	self bool
 
-	heard    time.Duration   // last datagram or message; 0 is never
-	nets     []time.Duration // last datagram on each heartbeat network
-	beat     Heartbeat       // the last
-	assertAt time.Duration   // it was last told at once who is primary
-	link     bool
-	offered  uint64 // version of the cluster file last offered
-	offerAt  time.Duration
-	report   *Report
-	reportAt time.Duration
-	active   map[model.VMID]LocalVM // of the report
-	used     model.MiB              // memory of its active VMs
+	heard      time.Duration   // last datagram or message; 0 is never
+	nets       []time.Duration // last datagram on each heartbeat network
+	beat       Heartbeat       // the last
+	assertAt   time.Duration   // it was last told at once who is primary
+	confirms   time.Duration   // of this host's clock: it follows this primary and heard it then
+	answeredTo time.Duration   // its Stamp of the last question answered at once
+	link       bool
+	offered    uint64 // version of the cluster file last offered
+	offerAt    time.Duration
+	report     *Report
+	reportAt   time.Duration
+	active     map[model.VMID]LocalVM // of the report
+	used       model.MiB              // memory of its active VMs
 
 	state  model.HostState
 	reason string
@@ -35,6 +37,7 @@ type member struct {
 	base     time.Duration
 	suspect  bool
 	since    time.Duration // of the suspicion
+	quietAt  time.Duration // a timer is set for the end of the silence that a verdict needs
 	pinged   bool          // an answer to the ping is known
 	answered bool
 	aliveAt  time.Duration // when its slots were first seen to move during the silence
@@ -66,7 +69,7 @@ func (m *Machine) onConfig(c Cluster) {
 	}
 	changed := !m.loaded || c.Version != m.conf.Version
 	wasOff := !m.loaded || !m.conf.Enabled
-	m.conf, m.loaded = c, true
+	m.conf, m.loaded, m.confAt = c, true, m.now
 	m.setMembers()
 	m.setStores()
 	m.ask(lease.Request{Reload: &lease.ReloadRequest{}}, func(lease.Reply) {})

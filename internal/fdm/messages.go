@@ -32,6 +32,18 @@ type Heartbeat struct {
 	// Settled: the sender knows of a primary that had its members gathered, so
 	// the cluster does not just come back from a loss of all power.
 	Settled bool `json:"o,omitempty"`
+	// Stamp is the sender's time since boot; Echo and EchoStart are the Stamp
+	// and Start of the last heartbeat that it got from the receiver, if any.
+	Stamp     time.Duration `json:"t"`
+	Echo      time.Duration `json:"e,omitempty"`
+	EchoStart uint64        `json:"es,omitempty"`
+	// Vouches, from a primary: nobody took the receiver's VMs after the moment
+	// VouchAge before this was sent, and nobody will before the receiver was
+	// silent for StaleAfter.
+	Vouches  bool          `json:"c,omitempty"`
+	VouchAge time.Duration `json:"a,omitempty"`
+	// Answer, from a primary: send a heartbeat back at once.
+	Answer bool `json:"n,omitempty"`
 }
 
 // BeatKind is the kind of a heartbeat.

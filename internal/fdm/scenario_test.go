@@ -182,10 +182,29 @@ func (s *scenario) act(f []string) {
 		}
 	case "cut", "heal":
 		s.node(f[1]).cut = f[0] == "cut"
-	case "storage": // storage HOST DATASTORE hang|none
-		n := s.node(f[1])
-		n.hung[model.DatastoreName(f[2])] = f[3] == "hang"
-		n.notice(lease.Notice{What: lease.NoticeDatastore, Datastore: model.DatastoreName(f[2]), Text: "datastore " + f[2] + ": " + f[3]})
+	case "split", "join": // split HOST...: they hear only each other
+		for _, h := range f[1:] {
+			s.node(h).side = map[string]int{"split": 1}[f[0]]
+		}
+	case "contact": // what the guards know
+		for _, name := range w.names {
+			n := s.node(string(name))
+			yes := n.on && w.now < n.heardAt+w.conf.Timing.Lease-w.conf.Timing.WatchdogMax
+			w.logf("  %s contact %v", name, yes)
+		}
+	case "storage": // storage HOST DATASTORE hang|stall|none; a lease runs on when it stalls
+		n, ds := s.node(f[1]), model.DatastoreName(f[2])
+		n.hung[ds] = f[3] != "none"
+		n.leased[ds] = f[3] == "stall"
+		lost := func() {
+			n.leased[ds] = false
+			n.notice(lease.Notice{What: lease.NoticeDatastore, Datastore: ds, Text: "datastore " + f[2] + ": " + f[3]})
+		}
+		if n.leased[ds] {
+			w.at(w.conf.Timing.Lease-w.conf.Timing.Interval, lost)
+		} else {
+			lost()
+		}
 	case "unarmed":
 		s.node(f[1]).armed = false
 	case "fence":

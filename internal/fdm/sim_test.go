@@ -88,12 +88,15 @@ type node struct {
 	inbox  []Event
 	conf   Cluster
 	cut    bool                         // no network at all
+	side   int                          // of a split network
 	hung   map[model.DatastoreName]bool // storage does not answer
+	leased map[model.DatastoreName]bool // ... but the lease still runs
 
 	guardOn  bool
 	guardVMs map[model.VMID]*lease.VMStatus
 	terms    map[model.DatastoreName]model.Term
 	beatAt   time.Duration
+	heardAt  time.Duration // the guard counts on contact from then
 	slotSeq  uint64
 	armed    bool
 	doms     map[model.VMID]*Domain
@@ -113,7 +116,7 @@ func newWorld(n int, datastores ...model.DatastoreName) *world {
 		name := model.HostID(fmt.Sprintf("host%d", i))
 		w.names = append(w.names, name)
 		w.conf.Hosts = append(w.conf.Hosts, ClusterHost{Name: name, Datastores: datastores, Memory: 8192, CPU: 8000})
-		w.nodes[name] = &node{w: w, name: name, armed: true, hung: map[model.DatastoreName]bool{}}
+		w.nodes[name] = &node{w: w, name: name, armed: true, hung: map[model.DatastoreName]bool{}, leased: map[model.DatastoreName]bool{}}
 	}
 	w.files[1] = w.conf
 	for _, name := range w.names {
@@ -203,7 +206,7 @@ func (n *node) listDomains() {
 	n.step(ev)
 }
 
-func (n *node) reach(o *node) bool { return n.on && o.on && !n.cut && !o.cut }
+func (n *node) reach(o *node) bool { return n.on && o.on && !n.cut && !o.cut && n.side == o.side }
 
 // step feeds an event to the agent, unless it is dead; a stopped agent gets it
 // later.

@@ -48,7 +48,7 @@ func (n *node) writeSlot(ds model.DatastoreName) {
 func (n *node) status() *lease.Status {
 	s := &lease.Status{Host: n.name, Boot: n.boot(), Incarnation: 1, Armed: n.armed, HookSeen: true}
 	for _, d := range n.w.conf.Datastores {
-		s.Datastores = append(s.Datastores, lease.DatastoreStatus{Name: d.Name, OK: !n.hung[d.Name], ListTerm: n.terms[d.Name]})
+		s.Datastores = append(s.Datastores, lease.DatastoreStatus{Name: d.Name, OK: !n.hung[d.Name] || n.leased[d.Name], ListTerm: n.terms[d.Name]})
 	}
 	for _, id := range sortedKeys(n.guardVMs) {
 		s.VMs = append(s.VMs, *n.guardVMs[id])
@@ -70,6 +70,9 @@ func (n *node) askGuard(e AskGuard) {
 	}
 	if e.Request.Beat != nil {
 		n.beatAt = n.w.now
+		if b := e.Request.Beat; b.Contact {
+			n.heardAt = max(n.heardAt, n.w.now-b.ContactAge)
+		}
 	}
 	n.later(3*time.Millisecond, func() Event {
 		r := n.serve(e.Request)
@@ -153,6 +156,10 @@ func (n *node) claimLock(ds model.DatastoreName, id model.LockID, epoch model.Ep
 			return refuse(lease.CodeOwnerAlive, &rec, "the slot of %s changed", h)
 		case id != model.ListLock && !slot.Slot.Flags.Has(model.SlotArmed):
 			return refuse(lease.CodeNotArmed, &rec, "%s was not armed", h)
+		case id != model.ListLock && n.w.now < n.w.nodes[h].heardAt+n.w.conf.Timing.Lease:
+			// It feeds its watchdog with I/O outstanding until L − Wmax after its
+			// contact, and is reset Wmax later.
+			n.w.violate("%s is taken from %s, which had contact %v ago", id, h, n.w.now-n.w.nodes[h].heardAt)
 		}
 	}
 	n.w.seq++

@@ -22,8 +22,13 @@ type store struct {
 	slots     map[model.HostID]*slotSeen
 	early     time.Duration // an extra read is due then
 	list      list
-	lastKnown []model.ProtectedVM // of the last list read, owned or not
-	listKnown bool
+	takenFrom model.HostID // the last other host that held the list, and when it was taken over
+	takenAt   time.Duration
+
+	// confirmedAt is the result of confirmed, worked out at confirmedFor.
+	confirmedAt, confirmedFor time.Duration
+	lastKnown                 []model.ProtectedVM // of the last list read, owned or not
+	listKnown                 bool
 }
 
 // slotSeen is what is known of one host's slot.

@@ -129,6 +129,9 @@ func (m *Machine) judge(h *member) {
 	}
 	s := m.look(h)
 	switch {
+	case s.known > 0 && s.stale == s.known && m.now-h.lastHeard() < m.silenceFor(h.name):
+		h.reason = fmt.Sprintf("its heartbeat is stale on every datastore that can be read, but it is %s of the %s that a verdict needs", silent, seconds(m.silenceFor(h.name)))
+		m.judgeWhenQuiet(h)
 	case s.known > 0 && s.stale == s.known:
 		m.fail(h)
 	case s.alive && h.aliveAt == 0:
@@ -156,11 +159,23 @@ func (m *Machine) judge(h *member) {
 	}
 }
 
+// judgeWhenQuiet judges a host at the very moment at which it has been silent
+// for as long as a verdict needs.
+func (m *Machine) judgeWhenQuiet(h *member) {
+	at := h.lastHeard() + m.silenceFor(h.name)
+	if h.failed || h.quietAt > m.now && h.quietAt <= at {
+		return
+	}
+	h.quietAt = at
+	m.after(at-m.now, m.reigning(func() { m.judge(h) }))
+}
+
 // evidence is what is known of a silent host, for people.
 func (m *Machine) evidence(h *member) map[string]string {
-	ev := map[string]string{"network": fmt.Sprintf("no heartbeat for %s", seconds(m.now-h.lastHeard()))}
+	need := seconds(m.silenceFor(h.name))
+	ev := map[string]string{"network": fmt.Sprintf("no heartbeat for %s (dead from %s)", seconds(m.now-h.lastHeard()), need)}
 	if h.heard == 0 || h.heard < h.base {
-		ev["network"] = fmt.Sprintf("never heard by this primary in %s", seconds(m.now-h.base))
+		ev["network"] = fmt.Sprintf("never heard by this primary in %s (dead from %s)", seconds(m.now-h.base), need)
 	}
 	switch {
 	case !h.pinged:
