@@ -75,6 +75,8 @@ type Driver interface {
 	Prune(lock model.LockID) error
 
 	// WriteList writes the protected list of list.Term, durably and atomically.
+	// Of two writes of one term the one that was begun later stays, even if the
+	// other one hangs and goes on: that fails with KindBusy.
 	WriteList(list model.ProtectedList) error
 
 	// ReadList returns the list of the highest term that is complete; Term 0

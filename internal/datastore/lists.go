@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +32,31 @@ func sealList(list model.ProtectedList) ([]byte, error) {
 	return seal(whatList, list, maxList)
 }
 
+// listOrder keeps writes of the list in the order in which they were asked for:
+// one that hung, and that its caller gave up, must not replace a newer one of
+// the same term when its path heals.
+type listOrder struct {
+	mu      sync.Mutex // held while a list gets its name
+	asked   atomic.Uint64
+	term    model.Term // the highest term published by this driver,
+	written uint64     // and the number of its newest write
+}
+
+// publish runs rename unless a newer list of the term was published before.
+func (o *listOrder) publish(term model.Term, number uint64, rename func() error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if term == o.term && number < o.written {
+		return faultf(KindBusy, "a newer list of the term was written while this write hung")
+	}
+	if term >= o.term {
+		o.term, o.written = term, number // whatever rename answers, it may have happened
+	}
+	return rename()
+}
+
 func (p *Posix) writeList(list model.ProtectedList) error {
+	number := p.lists.asked.Add(1)
 	data, err := sealList(list)
 	if err != nil {
 		return err
@@ -55,7 +81,18 @@ func (p *Posix) writeList(list model.ProtectedList) error {
 			return err
 		}
 		defer unix.Close(dir)
-		if err := replaceFile(dir, nameList, nameList, data); err != nil {
+		tmp := tempPrefix + nameList + "." + randomHex(8)
+		if err := writeTemp(dir, tmp, data); err != nil {
+			return err
+		}
+		err = p.lists.publish(list.Term, number, func() error {
+			return retry(func() error { return unix.Renameat(dir, tmp, dir, nameList) })
+		})
+		if err != nil {
+			_ = unlinkAt(dir, tmp)
+			return err
+		}
+		if err := fsync(dir); err != nil {
 			return err
 		}
 		return fsync(protected)

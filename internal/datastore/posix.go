@@ -63,6 +63,8 @@ type Posix struct {
 	mu     sync.Mutex
 	seen   map[model.LockID]model.Epoch // highest epochs seen
 	claims claimCache
+
+	lists listOrder
 }
 
 var _ Driver = (*Posix)(nil)
