@@ -38,6 +38,12 @@ func (c *cluster) moveDirectoryAside(ds string) string {
 	c.t.Helper()
 	to := filepath.Join(c.d.Layout().DataDir(), ds+"-aside")
 	c.must(os.Rename(c.directory(ds), to))
+	c.t.Cleanup(func() { // if the test failed in between
+		if _, err := os.Stat(to); err == nil {
+			_ = os.RemoveAll(c.directory(ds))
+			_ = os.Rename(to, c.directory(ds))
+		}
+	})
 	return to
 }
 
@@ -103,6 +109,7 @@ func (c *cluster) hideDisk(vm string) (putBack func()) {
 	c.t.Helper()
 	disk := filepath.Join(c.d.Layout().Backing(c.datastoreOf(vm)), vm, "disk0.raw")
 	c.must(os.Rename(disk, disk+".hidden"))
+	c.t.Cleanup(func() { _ = os.Rename(disk+".hidden", disk) }) // if the test failed in between
 	return func() { c.t.Helper(); c.must(os.Rename(disk+".hidden", disk)) }
 }
 

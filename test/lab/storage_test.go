@@ -33,9 +33,9 @@ func TestHungStorageFreezesAndThaws(t *testing.T) {
 	c.settle()
 }
 
-// A VM of a hung datastore is killed by its administrator and started
-// elsewhere: only after its owner reports it gone, and no late write appears
-// on its disk when the path answers again.
+// A host whose path to a datastore hangs loses power with writes outstanding:
+// its VMs run elsewhere, and no late write appears on their disks when the path
+// answers again.
 func TestHungStorageLateWrites(t *testing.T) {
 	c := settled(t)
 	host := c.secondaryWithVMs()
@@ -58,7 +58,7 @@ func TestDirectoryDeleted(t *testing.T) {
 	hit := c.vmsWithHome(ds)
 	aside := c.moveDirectoryAside(ds)
 	c.eventually(15*time.Second, "the VMs of "+ds+" are frozen", func() error { return c.areFrozen(hit) })
-	c.eventually(5*time.Second, "status explains it", func() error { return c.datastoreProblem(ds, "missing", "not initialised") })
+	c.eventually(5*time.Second, "status explains it", func() error { return c.datastoreProblem(ds, "repair") })
 	if c.directoryExists(ds) {
 		t.Error("the directory was created again by itself")
 	}
