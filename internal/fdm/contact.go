@@ -59,11 +59,12 @@ func (m *Machine) noteEcho(h *member, b Heartbeat) {
 	}
 }
 
-// answerPrimary confirms at once that the primary was heard, if it asks.
-func (m *Machine) answerPrimary(p *member) {
-	if p.beat.Answer && p.beat.Stamp > p.answeredTo {
-		p.answeredTo = p.beat.Stamp
-		m.beatTo(p, BeatSecondary)
+// answerBeat sends a heartbeat of kind k back at once if h asks for one: a
+// primary for confirmations, a secondary with I/O outstanding for its contact.
+func (m *Machine) answerBeat(h *member, k BeatKind) {
+	if h.beat.Answer && (h.beat.Stamp != h.answeredTo || h.beat.Start != h.answeredLife) {
+		h.answeredTo, h.answeredLife = h.beat.Stamp, h.beat.Start
+		m.beatTo(h, k)
 	}
 }
 

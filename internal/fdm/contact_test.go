@@ -1,9 +1,11 @@
 package fdm
 
 import (
+	"strings"
 	"testing"
 	"time"
 
+	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
@@ -159,8 +161,23 @@ func TestOutstandingIsUrgent(t *testing.T) {
 	if n := vouch(b, b.now-1); n != 0 {
 		t.Errorf("%d beats for a contact that is known", n)
 	}
+	b.out = nil
+	b.pass(500 * time.Millisecond)
+	if x := lastBeat(b, "a"); x.Kind != BeatSecondary || !x.Answer {
+		t.Errorf("a secondary does not ask for its contact: %+v", x)
+	}
 	p := newBench(t, chaosConfig(1))
 	p.lead()
+	p.out = nil
+	ask := HeartbeatReceived{From: "a", Network: "n1", Beat: Heartbeat{Kind: BeatSecondary, Primary: "b", ConfigVersion: 1, Answer: true, Stamp: 44, Start: 3}}
+	p.step(ask)
+	if x := lastBeat(p, "a"); x.Kind != BeatPrimary || x.Echo != 44 || !x.Vouches || x.Answer {
+		t.Errorf("the primary's answer is %+v", x)
+	}
+	p.step(ask)
+	if n := len(take[SendHeartbeat](p)); n != 0 {
+		t.Errorf("answered twice: %d", n)
+	}
 	p.pass(time.Second)
 	if x := lastBeat(p, "a"); x.Answer {
 		t.Errorf("asks without need: %+v", x)
@@ -181,5 +198,49 @@ func TestOutstandingIsUrgent(t *testing.T) {
 	p.step(q)
 	if n := len(take[SendHeartbeat](p)); n != 0 {
 		t.Errorf("a question that came over two networks is answered twice: %d", n)
+	}
+}
+
+// TestVerdictShowsBothProofs: people read how long the host was silent and how
+// old its slot was, each beside what a verdict needs; and the verdict comes at
+// the moment at which the second of them is given.
+func TestVerdictShowsBothProofs(t *testing.T) {
+	b := newBench(t, chaosConfig(1))
+	b.lead()
+	b.report("a", "boot-a")
+	heard := b.now
+	read := func() {
+		for _, r := range take[ReadSlots](b) {
+			b.step(SlotsRead{Op: r.Op, Datastore: r.Datastore, Started: b.now, Completed: b.now, Slots: []model.SlotReading{
+				{Host: "a", Identity: model.SlotIdentity{Digest: "1"}, Valid: true, Slot: model.Slot{Host: "a", Boot: "boot-a", Lease: 5 * time.Second}}}})
+		}
+	}
+	read()
+	for b.now-heard < 3*time.Second {
+		b.pass(100 * time.Millisecond)
+		read()
+	}
+	b.report("a", "boot-a") // a last word
+	heard = b.now
+	var verdict *event.Event
+	for i := 0; i < 1000 && verdict == nil; i++ {
+		b.pass(10 * time.Millisecond)
+		read()
+		for _, e := range take[Emit](b) {
+			if e.Event.Kind == event.Verdict {
+				verdict = &e.Event
+			}
+		}
+	}
+	if verdict == nil {
+		t.Fatal("no verdict")
+	}
+	if d, need := b.now-heard, model.TimingFast.StaleAfter(); d < need || d > need+15*time.Millisecond {
+		t.Errorf("verdict after %v of silence, want %v", d, need)
+	}
+	for key, want := range map[string]string{"network": "no heartbeat for 5.1 s (a verdict needs 5.1 s)", "slot on ds1": "(stale from 5.1 s)"} {
+		if got := verdict.Evidence[key]; !strings.Contains(got, want) {
+			t.Errorf("%s: %q does not say %q", key, got, want)
+		}
 	}
 }

@@ -179,6 +179,9 @@ func (m *Machine) decideFailed(v *vm, h *member, holder model.HostID) {
 	var ev string
 	if h != nil {
 		ev = evidenceText(m.evidence(h))
+		if at := v.st.takenAt; at > h.lastHeard() && v.st.takenFrom != holder {
+			ev += fmt.Sprintf("; the protected list was taken over from %s %s ago", v.st.takenFrom, seconds(m.now-at))
+		}
 	} else {
 		ev = fmt.Sprintf("%s left the cluster file, silent for %s; slot unchanged for %s", holder, seconds(quiet), seconds(slot.age()))
 	}

@@ -289,6 +289,10 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 	switch e.Beat.Kind {
 	case BeatPrimary:
 		m.onPrimary(h, network, theirs)
+	case BeatSecondary:
+		if m.role == rolePrimary && e.Beat.Primary == m.cfg.Self {
+			m.answerBeat(h, BeatPrimary)
+		}
 	case BeatElection:
 		m.onCandidate(h, theirs)
 	case BeatYield:
@@ -315,7 +319,7 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 	case roleSecondary:
 		if m.primary == h.name {
 			m.watch = h.beat.Watch
-			m.answerPrimary(h)
+			m.answerBeat(h, BeatSecondary)
 			return
 		}
 		if p := m.members[m.primary]; p == nil || m.now-p.lastHeard() > m.silence() {

@@ -15,19 +15,20 @@ type member struct {
 	conf ClusterHost
 	self bool
 
-	heard      time.Duration   // last datagram or message; 0 is never
-	nets       []time.Duration // last datagram on each heartbeat network
-	beat       Heartbeat       // the last
-	assertAt   time.Duration   // it was last told at once who is primary
-	confirms   time.Duration   // of this host's clock: it follows this primary and heard it then
-	answeredTo time.Duration   // its Stamp of the last question answered at once
-	link       bool
-	offered    uint64 // version of the cluster file last offered
-	offerAt    time.Duration
-	report     *Report
-	reportAt   time.Duration
-	active     map[model.VMID]LocalVM // of the report
-	used       model.MiB              // memory of its active VMs
+	heard        time.Duration   // last datagram or message; 0 is never
+	nets         []time.Duration // last datagram on each heartbeat network
+	beat         Heartbeat       // the last
+	assertAt     time.Duration   // it was last told at once who is primary
+	confirms     time.Duration   // of this host's clock: it follows this primary and heard it then
+	answeredTo   time.Duration   // Stamp and Start of its last question answered at once
+	answeredLife uint64
+	link         bool
+	offered      uint64 // version of the cluster file last offered
+	offerAt      time.Duration
+	report       *Report
+	reportAt     time.Duration
+	active       map[model.VMID]LocalVM // of the report
+	used         model.MiB              // memory of its active VMs
 
 	state  model.HostState
 	reason string

@@ -42,7 +42,8 @@ type Heartbeat struct {
 	// silent for StaleAfter.
 	Vouches  bool          `json:"c,omitempty"`
 	VouchAge time.Duration `json:"a,omitempty"`
-	// Answer, from a primary: send a heartbeat back at once.
+	// Answer: send a heartbeat back at once. Between a primary and its
+	// secondaries; an answer to a question asks nothing that is answered again.
 	Answer bool `json:"n,omitempty"`
 }
 

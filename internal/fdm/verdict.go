@@ -173,9 +173,9 @@ func (m *Machine) judgeWhenQuiet(h *member) {
 // evidence is what is known of a silent host, for people.
 func (m *Machine) evidence(h *member) map[string]string {
 	need := seconds(m.silenceFor(h.name))
-	ev := map[string]string{"network": fmt.Sprintf("no heartbeat for %s (dead from %s)", seconds(m.now-h.lastHeard()), need)}
+	ev := map[string]string{"network": fmt.Sprintf("no heartbeat for %s (a verdict needs %s)", seconds(m.now-h.lastHeard()), need)}
 	if h.heard == 0 || h.heard < h.base {
-		ev["network"] = fmt.Sprintf("never heard by this primary in %s (dead from %s)", seconds(m.now-h.base), need)
+		ev["network"] = fmt.Sprintf("never heard by this primary in %s (a verdict needs %s)", seconds(m.now-h.base), need)
 	}
 	switch {
 	case !h.pinged:
