@@ -16,7 +16,8 @@ import (
 const watchdogRetry = 5 * time.Second
 
 // watchdog is the goroutine that owns the watchdog device: a write to it may
-// hang, and must then not stall the machine.
+// hang, and must then not stall the machine. To open the device or to set its
+// time-out feeds it, so both wait for a pet that the machine ordered.
 type watchdog struct {
 	path    string
 	deliver func(lease.Event)
@@ -25,7 +26,8 @@ type watchdog struct {
 	quit    chan bool          // true: disarm
 	done    chan struct{}
 	on      atomic.Bool
-	fd      int // -1 while not open
+	fd      int           // -1 while not open
+	tried   time.Duration // when it was last opened or set; 0: to be done at once
 }
 
 func startWatchdog(path string, timeout time.Duration, deliver func(lease.Event)) *watchdog {
@@ -35,8 +37,8 @@ func startWatchdog(path string, timeout time.Duration, deliver func(lease.Event)
 	return w
 }
 
-// pet feeds the watchdog unless it is later than before by the time it is
-// done, or the device is still busy with the last one.
+// pet opens or feeds the watchdog unless it is later than before by the time it
+// is done, or the device is still busy with the last one.
 func (w *watchdog) pet(before time.Duration) {
 	select {
 	case w.pets <- before:
@@ -67,28 +69,16 @@ func (w *watchdog) stop(disarm bool) {
 
 func (w *watchdog) run(timeout time.Duration) {
 	defer close(w.done)
-	retry := time.NewTicker(watchdogRetry)
-	defer retry.Stop()
-	w.open(timeout)
 	for {
 		select {
 		case before := <-w.pets:
-			if w.fd >= 0 && datastore.BootTime() <= before {
-				w.feed()
+			if now := datastore.BootTime(); now <= before {
+				w.petNow(now, timeout)
 			}
 		case d := <-w.timeout:
 			if d != timeout {
-				timeout = d
-				if w.fd >= 0 {
-					w.set(timeout)
-				}
-			}
-		case <-retry.C:
-			switch {
-			case w.fd < 0:
-				w.open(timeout)
-			case !w.on.Load():
-				w.set(timeout)
+				timeout, w.tried = d, 0
+				w.report(fmt.Errorf("the time-out of %s is being changed to %v", w.path, d))
 			}
 		case disarm := <-w.quit:
 			if w.fd >= 0 {
@@ -99,6 +89,22 @@ func (w *watchdog) run(timeout time.Duration) {
 			}
 			return
 		}
+	}
+}
+
+// petNow feeds the device. One that is not open or not set is tried first, now
+// and then.
+func (w *watchdog) petNow(now, timeout time.Duration) {
+	due := w.tried == 0 || now-w.tried >= watchdogRetry
+	switch {
+	case w.fd < 0 && due:
+		w.tried = now
+		w.open(timeout)
+	case w.fd >= 0 && due && (w.tried == 0 || !w.on.Load()):
+		w.tried = now
+		w.set(timeout)
+	case w.fd >= 0:
+		w.feed()
 	}
 }
 

@@ -142,7 +142,8 @@ const (
 	// EffKill: kill all processes of VM; EvGone follows when they are gone,
 	// also if there were none.
 	EffKill
-	// EffPet: feed the watchdog, not later than Before.
+	// EffPet: feed the watchdog, or open it and tell it its time-out, which
+	// feeds it too; not later than Before.
 	EffPet
 	// EffReply: answer on connection Conn with Reply.
 	EffReply

@@ -284,9 +284,7 @@ func (m *Machine) Next() time.Duration {
 	if m.scan.op == 0 {
 		at(m.nextScan())
 	}
-	if m.watchdog.open {
-		at(m.watchdog.nextPet)
-	}
+	at(m.watchdog.nextPet)
 	return next
 }
 

@@ -77,7 +77,8 @@ func (m *Machine) petLimit() (time.Duration, *vm) {
 }
 
 func (m *Machine) pet() {
-	if !m.watchdog.open || m.now < m.watchdog.nextPet && !m.watchdog.holding {
+	// Ordered while the device is not open, too: to open it feeds it.
+	if m.now < m.watchdog.nextPet && !m.watchdog.holding {
 		return
 	}
 	if !m.scan.done {
@@ -90,6 +91,9 @@ func (m *Machine) pet() {
 		m.watchdog.nextPet = m.now + model.PetPeriod
 		if !m.watchdog.holding {
 			m.watchdog.holding = true
+			if !m.watchdog.open {
+				return
+			}
 			n := Notice{What: NoticeNotPetting, Text: "the watchdog is not fed: a VM that an earlier guard permitted may start, and a lease cannot be renewed"}
 			if by != nil {
 				n.VM, n.Datastore = by.id, by.spec.Home
