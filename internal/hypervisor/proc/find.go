@@ -69,11 +69,13 @@ type qemu struct {
 	start uint64 // start time in ticks, tells a reused pid
 	vm    model.VMID
 	name  string
+	short string // as libvirt names its files, "<id>-<name cut short>"; "" if not known
 }
 
 type seenPid struct {
 	first, checked time.Duration
 	q              *qemu // nil: not QEMU
+	daemon         bool  // libvirt's daemon, or its child that is to become QEMU
 }
 
 // finder lists QEMU processes and remembers what it saw.
@@ -131,44 +133,47 @@ func (f *finder) look(pid int, now time.Duration) *qemu {
 			return s.q
 		}
 		*s = seenPid{first: now} // the pid was reused
-	case s.checked != 0 && now-s.first > youngFor && now-s.checked < recheckOld:
+	case s.checked != 0 && !s.daemon && now-s.first > youngFor && now-s.checked < recheckOld:
 		return nil
 	}
 	s.checked = now
-	s.q = f.identify(pid)
+	s.q, s.daemon = f.identify(pid)
 	return s.q
 }
 
-// identify reads a process's command line.
-func (f *finder) identify(pid int) *qemu {
+// identify reads a process's command line. daemon: it is not QEMU, but libvirt,
+// whose child becomes QEMU when the storage lets it.
+func (f *finder) identify(pid int) (q *qemu, daemon bool) {
 	path := filepath.Join(f.dir, strconv.Itoa(pid), "cmdline")
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil
+		return nil, false
 	}
 	n, err := unix.Read(fd, f.buf)
 	_ = unix.Close(fd)
 	if err != nil || n <= 0 {
-		return nil
+		return nil, false
 	}
 	first, _, _ := bytes.Cut(f.buf[:n], []byte{0})
 	if !isQEMU(string(first)) {
-		return nil
+		base := filepath.Base(string(first))
+		return nil, base == "libvirtd" || base == "virtqemud"
 	}
 	start, ok := f.startTime(pid)
 	if !ok {
-		return nil
+		return nil, false
 	}
 	all, err := readLimited(path, maxCmdline)
 	if err != nil {
-		return nil
+		return nil, false
 	}
-	q := &qemu{pid: pid, start: start}
-	q.vm, q.name = parseCmdline(strings.Split(strings.TrimSuffix(string(all), "\x00"), "\x00"))
+	args := strings.Split(strings.TrimSuffix(string(all), "\x00"), "\x00")
+	q = &qemu{pid: pid, start: start, short: shortName(args)}
+	q.vm, q.name = parseCmdline(args)
 	if q.vm == "" {
 		q.vm = model.VMID(fmt.Sprintf("pid-%d", pid))
 	}
-	return q
+	return q, false
 }
 
 // isQEMU reports whether argv[0] is an emulator of whole machines.
@@ -196,6 +201,33 @@ func parseCmdline(args []string) (vm model.VMID, name string) {
 		}
 	}
 	return vm, name
+}
+
+// shortName finds the name of the VM's directory in libvirt's state, without
+// its "domain-". libvirt builds the names of pid files from the same.
+func shortName(args []string) string {
+	for _, a := range args {
+		if _, tail, ok := strings.Cut(a, "/domain-"); ok {
+			short, _, ok := strings.Cut(tail, "/")
+			if id, _, hasName := strings.Cut(short, "-"); ok && hasName {
+				if _, err := strconv.Atoi(id); err == nil {
+					return short
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// helperFile reports whether the pid file is one of a helper of the VM.
+func (q *qemu) helperFile(file string) bool {
+	base, ok := strings.CutSuffix(file, ".pid")
+	if q.short != "" {
+		return ok && strings.HasPrefix(base, q.short+"-")
+	}
+	id, rest, hasName := strings.Cut(base, "-")
+	_, err := strconv.Atoi(id)
+	return ok && hasName && err == nil && strings.HasPrefix(rest, q.name+"-")
 }
 
 // startTime reads field 22 of /proc/PID/stat. ok is false if the process is
@@ -243,7 +275,7 @@ func (f *finder) disks(pid int) []string {
 
 // helpers returns the processes beside QEMU that work for a VM: children of
 // QEMU, and those that libvirt started for it and keeps pid files of
-// (<id>-<name>-<what>.pid: virtiofsd, swtpm and others).
+// (<id>-<name cut short>-<what>.pid: virtiofsd, swtpm and others).
 func (f *finder) helpers(q *qemu, libvirtRun string) []int {
 	var out []int
 	if data, err := readLimited(fmt.Sprintf("%s/%d/task/%d/children", f.dir, q.pid, q.pid), 64<<10); err == nil {
@@ -260,12 +292,7 @@ func (f *finder) helpers(q *qemu, libvirtRun string) []int {
 	defer d.Close()
 	names, _ := d.Readdirnames(maxPidFiles)
 	for _, n := range names {
-		base, ok := strings.CutSuffix(n, ".pid")
-		id, rest, ok2 := strings.Cut(base, "-")
-		if !ok || !ok2 || !strings.HasPrefix(rest, q.name+"-") {
-			continue
-		}
-		if _, err := strconv.Atoi(id); err != nil {
+		if !q.helperFile(n) {
 			continue
 		}
 		data, err := readLimited(filepath.Join(libvirtRun, n), 64)
