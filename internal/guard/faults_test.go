@@ -201,6 +201,18 @@ func TestHook(t *testing.T) {
 	expect(h2, "prepare", string(webID), "web", 1, "the guard does not answer")
 	expect(h2, "start", other, "other", 0, "")
 	expect(h2, "reconnect", string(webID), "web", 0, "")
+
+	// A guard whose list of managed VMs is damaged knows of no domain that it is
+	// not one of them, until the agent sends the list.
+	h2.write("lib/managed.json", "{")
+	h2.start()
+	c2 = h2.dial()
+	waitLease(t, c2)
+	expect(h2, "prepare", string(webID), "web", 1, "cannot be read")
+	expect(h2, "start", other, "other", 1, "cannot be read")
+	mustOK(t, c2, lease.Request{Managed: &lease.ManagedRequest{VMs: []lease.ManagedVM{web()}}})
+	expect(h2, "start", other, "other", 0, "")
+	expect(h2, "prepare", string(webID), "web", 1, "host1")
 }
 
 // TestForeignProcessIsFrozen: guard rule 7.

@@ -141,6 +141,7 @@ func (g *Guard) run(ctx context.Context, cluster *config.Cluster, warnings []str
 	managed, err := ReadManaged(g.opts.ManagedFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		g.opts.Log.Error("managed VMs", "error", err)
+		cfg.ManagedUnknown = true
 	}
 	cfg.Managed = managed
 	saved, err := readState(g.opts.StateFile)

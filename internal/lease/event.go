@@ -188,6 +188,9 @@ type Config struct {
 	Datastores []DatastoreConfig
 	// Managed are the VMs that must not run without a lock.
 	Managed []ManagedVM
+	// ManagedUnknown: the list of managed VMs could not be read. Until the agent
+	// sends it, no domain is known not to be managed.
+	ManagedUnknown bool
 	// Warnings are facts about the guard's process that people must know; they
 	// are shown in the status.
 	Warnings []string

@@ -49,6 +49,10 @@ func (m *Machine) hook(conn, id uint64, r *HookRequest) {
 	if v := m.vms[r.VM]; v != nil && v.lock != lockNone {
 		spec, managed = v.spec, true
 	}
+	if !managed && m.cfg.ManagedUnknown {
+		m.refuse(conn, id, CodeUnknownVM, "the guard could not read its list of protected VMs and waits for the agent to send it")
+		return
+	}
 	if !managed {
 		for _, d := range r.Disks {
 			if owner, ok := m.disks[d]; ok && owner != r.VM {

@@ -98,6 +98,7 @@ func (m *Machine) replaceManaged(conn, id uint64, vms []ManagedVM) {
 		}
 	}
 	m.setManaged(vms)
+	m.cfg.ManagedUnknown = false
 	m.emit(Effect{Kind: EffSaveManaged})
 	m.reply(conn, Reply{ID: id, Code: CodeOK})
 }

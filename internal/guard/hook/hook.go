@@ -81,7 +81,9 @@ func decide(r lease.HookRequest, in io.Reader, opts Options) string {
 	reply, err := ask(r, opts, askLimit)
 	switch {
 	case err != nil:
-		return withoutGuard(r, opts, err)
+		return withoutGuard(r, opts, fmt.Sprintf("the guard does not answer (%v)", err))
+	case reply.Code == lease.CodeUnknownVM:
+		return withoutGuard(r, opts, reply.Text)
 	case reply.Code == lease.CodeOK:
 		return ""
 	case reply.Text != "":
@@ -104,8 +106,8 @@ func ask(r lease.HookRequest, opts Options, limit time.Duration) (lease.Reply, e
 
 // withoutGuard decides when the guard does not answer: what is known to be
 // managed, or may be, is refused.
-func withoutGuard(r lease.HookRequest, opts Options, cause error) string {
-	const remedy = "start hanok-guard on this host"
+func withoutGuard(r lease.HookRequest, opts Options, cause string) string {
+	const remedy = "start hanok-guard and hanok agent on this host"
 	why := make(chan string, 1) // the goroutine may be lost to a hung disk
 	go func() { why <- managedBy(r, opts.ManagedFile) }()
 	select {
@@ -113,9 +115,9 @@ func withoutGuard(r lease.HookRequest, opts Options, cause error) string {
 		if w == "" {
 			return ""
 		}
-		return fmt.Sprintf("hanok: %s, and the guard does not answer (%v); %s", w, cause, remedy)
+		return fmt.Sprintf("hanok: %s, and %s; %s", w, cause, remedy)
 	case <-time.After(fallbackLimit):
-		return fmt.Sprintf("hanok: it is not known whether %s is protected: the guard does not answer (%v) and its disks do not either; %s", r.Name, cause, remedy)
+		return fmt.Sprintf("hanok: it is not known whether %s is protected: %s, and its disks do not answer; %s", r.Name, cause, remedy)
 	}
 }
 
