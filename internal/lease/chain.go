@@ -73,8 +73,9 @@ func (m *Machine) startChain(c *chain) {
 	if c.live && c.deadline == 0 {
 		c.deadline = m.now + ClaimLimit
 	}
+	_, managed := m.managed[c.vm]
 	switch {
-	case c.kind == chainCreate:
+	case c.kind == chainCreate && !managed:
 		m.createLock(c, model.LockRecord{Reason: model.ReasonCreated})
 	case c.vm != "" && (c.kind == chainClaim || c.kind == chainRelease):
 		c.stage = stageScan
@@ -196,7 +197,12 @@ func (m *Machine) chainStep(c *chain, ev *Event) {
 func (m *Machine) storageReply(c *chain, f *Fault) Reply {
 	text := f.Text
 	if f.Kind == FaultMissing {
-		text += "; a missing lock is unknown, not free: `hanok vm protect` makes the lock of a new VM"
+		text += "; a missing lock is unknown, not free: "
+		if _, managed := m.managed[c.vm]; managed {
+			text += "its owner may still run the VM; look at the datastore, then `hanok datastore repair " + string(c.key.ds) + "`"
+		} else {
+			text += "`hanok vm protect` makes the lock of a new VM"
+		}
 	}
 	return Reply{Code: CodeStorage, Text: "datastore " + string(c.key.ds) + ": " + text}
 }
@@ -221,6 +227,8 @@ func (m *Machine) listFailed(c *chain, f *Fault) {
 // decide goes on from the highest record.
 func (m *Machine) decide(c *chain) {
 	switch c.kind {
+	case chainCreate: // of a VM that is managed already: its lock is there
+		m.finish(c, Reply{Code: CodeOK})
 	case chainClaim:
 		m.decideClaim(c)
 	case chainReclaim:

@@ -164,6 +164,8 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 			q.Takeover = &Takeover{Owner: model.HostID(arg(1)), Slot: model.SlotIdentity{Digest: arg(2)}}
 		}
 		return ask(Request{Claim: q})
+	case "create":
+		return ask(Request{Create: &CreateRequest{VM: vmA}})
 	case "adopt": // EPOCH: the lock for the VM that runs here
 		return ask(Request{Claim: &ClaimRequest{VM: vmA, Epoch: model.Epoch(num(0)), Running: true}})
 	case "confirm": // EPOCH
@@ -223,6 +225,8 @@ func (r *replay) describe(e Effect) string {
 		return "  list " + lockName(e.Lock)
 	case EffLinkLock:
 		return fmt.Sprintf("  link %s %s %s", lockName(e.Lock), e.Record, e.Record.Nonce)
+	case EffCreateLock:
+		return "  create lock " + lockName(e.Lock)
 	case EffScan:
 		return "  scan"
 	case EffFreeze:
