@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -45,8 +46,9 @@ func run(args []string) int {
 	case "status":
 		return report(status())
 	case "hook":
+		daemon, _ := strconv.Atoi(os.Getenv(hook.DaemonVariable)) // 0: unknown, the canary proves nothing
 		return hook.Run(args[1:], os.Stdin, os.Stderr,
-			hook.Options{Socket: paths.GuardSocket, ManagedFile: paths.ManagedFile, Daemon: os.Getppid()})
+			hook.Options{Socket: paths.GuardSocket, ManagedFile: paths.ManagedFile, Daemon: daemon})
 	case "install-hook":
 		binary, err := os.Executable()
 		if err == nil {

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -70,7 +71,7 @@ func TestScript(t *testing.T) {
 	}
 	t.Run("reconnect asks nobody", func(t *testing.T) {
 		mark := filepath.Join(t.TempDir(), "asked")
-		path := script(t, "touch "+mark)
+		path := script(t, "echo $HANOK_LIBVIRTD > "+mark)
 		if status, _ := call(t, path, "web", "reconnect", "begin", "-"); status != 0 {
 			t.Errorf("reconnect exits with %d", status)
 		}
@@ -79,6 +80,9 @@ func TestScript(t *testing.T) {
 		}
 		if call(t, path, "web", "release", "end", "-"); !exists(mark) {
 			t.Error("the guard was not told of a release")
+		}
+		if daemon, _ := os.ReadFile(mark); strings.TrimSpace(string(daemon)) != strconv.Itoa(os.Getpid()) {
+			t.Errorf("the guard was told that process %s asks, want the one that ran the script, %d", daemon, os.Getpid())
 		}
 	})
 }

@@ -8,6 +8,11 @@ import (
 	"strings"
 )
 
+// DaemonVariable is the variable of the environment in which the script hands
+// on the process id of the libvirt daemon that runs it: the guard's parent may
+// be the script's shell.
+const DaemonVariable = "HANOK_LIBVIRTD"
+
 // Script is the text of the hook script for a guard binary. What must never
 // fail does not depend on that binary: it may be missing in the midst of an
 // upgrade, and libvirt destroys a running VM whose reconnect hook fails.
@@ -15,6 +20,7 @@ func Script(binary string) string {
 	guard := "'" + strings.ReplaceAll(binary, "'", `'\''`) + "' hook \"$@\""
 	return `#!/bin/sh
 # Installed by hanok-guard install-hook. libvirt asks here before it starts a domain.
+export ` + DaemonVariable + `="$PPID"
 case "$2" in
 prepare|start|restore|migrate|attach) exec ` + guard + ` ;;
 stopped|release) ` + guard + ` ;;
