@@ -80,7 +80,7 @@ func TestDatastoreRolledBack(t *testing.T) {
 	c.eventually(15*time.Second, "the VMs of "+ds+" are frozen", func() error { return c.areFrozen(hit) })
 	c.eventually(5*time.Second, "status explains it", func() error { return c.datastoreProblem(ds, "changed") })
 	c.runCheck(c.runOnce(c.without(hit)))
-	c.repair(ds)
+	c.repair(ds, "--rolled-back", "--settle", "6s")
 	c.eventually(45*time.Second, "all VMs run again, once each", func() error { return c.allRunOnce() })
 	c.settle()
 }
