@@ -137,7 +137,6 @@ func (c *cluster) shrinkMemory(host string) (restore func()) {
 		h := f.HostByName(model.HostID(host))
 		old := h.Memory
 		h.Memory = m
-		f.Version = 0 // the next one
 		if out, err := c.apply(c.primary(), f); err != nil {
 			c.t.Fatalf("apply: %v: %s", err, out)
 		}
@@ -145,14 +144,6 @@ func (c *cluster) shrinkMemory(host string) (restore func()) {
 	}
 	old := set(st.MemoryUsed + 1)
 	return func() { set(old) }
-}
-
-// applyVersion applies a file whose version is not the next one.
-func (c *cluster) applyVersion(host string, add int64) (string, error) {
-	f := c.clusterFile()
-	f.Version = f.Version - 1 + uint64(add)
-	f.Name += "-old"
-	return c.apply(host, f)
 }
 
 func (c *cluster) hostFile(host, path string) string {

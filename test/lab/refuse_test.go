@@ -1,9 +1,13 @@
 package lab_test
 
 import (
-	"strings"
+	"fmt"
+	"os"
 	"testing"
 	"time"
+
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/paths"
 )
 
 // A corrupt cluster file does not take a host out: it starts from the copy
@@ -24,17 +28,39 @@ func TestCorruptClusterFile(t *testing.T) {
 	c.settle()
 }
 
-// An older version of the cluster file is refused, and changes nothing.
+// A host whose cluster file was replaced by an older version goes on with the
+// version that it has seen, says so, and puts the file right.
 func TestOlderClusterFileIsRefused(t *testing.T) {
 	c := settled(t)
-	before := c.mustExec(c.primary(), "hanok", "cluster", "show")
-	out, err := c.applyVersion(c.primary(), 0)
-	if err == nil || !strings.Contains(out, "version") {
-		t.Errorf("apply of an older file: %v, %q; want a refusal that speaks of the version", err, out)
+	host := c.otherThan(c.primary())
+	running := c.vmsOn(host)
+	old, err := os.ReadFile(c.hostFile(host, paths.ClusterFile))
+	c.must(err)
+	f := c.clusterFile()
+	c.must(f.HA.Options.Set("das.maxvmrestartcount", "4"))
+	if out, err := c.apply(c.primary(), f); err != nil {
+		t.Fatalf("apply: %v: %s", err, out)
 	}
-	if after := c.mustExec(c.primary(), "hanok", "cluster", "show"); after != before {
-		t.Error("the cluster file changed")
+	version := c.clusterFile().Version
+	c.must(os.WriteFile(c.hostFile(host, paths.ClusterFile), old, 0o600))
+	c.kill(host, "agent")
+	c.eventually(20*time.Second, "the host is connected and keeps the newer version", func() error {
+		if err := c.connected(host); err != nil {
+			return err
+		}
+		file, err := config.ReadFile(c.hostFile(host, paths.ClusterFile))
+		if err == nil && file.Version != version {
+			err = fmt.Errorf("the file has version %d, want %d", file.Version, version)
+		}
+		return err
+	})
+	st, err := c.d.StatusOf(c.ctx, host)
+	c.must(err)
+	if st.ConfigVersion != version || len(st.Local.Notices) == 0 {
+		t.Errorf("version %d with notices %q, want %d and a notice", st.ConfigVersion, st.Local.Notices, version)
 	}
+	c.untouched(running)
+	c.settle()
 }
 
 // A host with a certificate of another CA is refused by all others, counted,
