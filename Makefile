@@ -38,8 +38,9 @@ test-unit: ## everything but the lab tests
 test-lab: build ## end-to-end tests on real hosts and VMs, in real time
 	$(GO) test -count=1 -timeout 25m -v ./test/lab
 
-test-long: build ## what takes longer: soak, flapping, repeated faults
-	HANOK_LONG=1 $(GO) test -count=1 -timeout 90m -v ./test/lab -run Long
+test-long: deps build ## what takes longer: flapping networks, repeated power loss, soak
+	$(GO) test -count=1 -timeout 60m -v ./test/long
+	$(GO) run ./test/bench/soak
 
 bench-failover: deps build ## time from power loss to running elsewhere (RUNS=10)
 	$(GO) run ./test/bench/failover -runs $(RUNS)
