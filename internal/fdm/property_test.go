@@ -166,6 +166,9 @@ func (c *chaos) started(host model.HostID, vm model.VMID, epoch model.Epoch, id 
 	if _, done := c.m.results[o.id]; done {
 		o.over = true // carried out here, and answered
 	}
+	if first := c.m.orders[o.id]; first != nil && first.over {
+		o.over = true // the VM ran; what came after is a new story
+	}
 	if ok && o.host != host && !o.over && c.now-o.at < commandExpires {
 		if h := c.m.members[o.host]; h != nil && !h.failed && !h.suspect {
 			if st := c.m.vms[vm]; st != nil && st.st.list.term == model.Term(o.term) {
