@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
 	qemu-system-x86 qemu-utils
-	libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients
+	libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients procps
 	qemu-guest-agent busybox-static linux-image-cloud-amd64
 	nftables iproute2 fuse3 cpio kmod universal-ctags
 )
