@@ -46,6 +46,10 @@ func Init() error {
 	unix.CloseOnExec(statusFD)
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM)
+	status := os.NewFile(statusFD, "status")
+	if _, err := status.WriteString(waiting + "\n"); err != nil {
+		return err
+	}
 	var spec Spec
 	in := os.NewFile(specFD, "spec")
 	err := json.NewDecoder(in).Decode(&spec)
@@ -66,7 +70,6 @@ func Init() error {
 		return report(err)
 	}
 	os.Setenv("PATH", layout.HostBin+":"+os.Getenv("PATH"))
-	status := os.NewFile(statusFD, "status")
 	if _, err := status.WriteString(ready + "\n"); err != nil {
 		return err
 	}

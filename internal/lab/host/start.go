@@ -48,6 +48,7 @@ type Process struct {
 	cmd    *exec.Cmd
 	spec   *os.File
 	status *os.File
+	lines  *bufio.Reader // of status
 }
 
 // InitArgs are the arguments with which the running binary becomes a host's
@@ -87,7 +88,33 @@ func Start(binary string, group cgroup.Group, log io.Writer) (*Process, error) {
 		statusR.Close()
 		return nil, fmt.Errorf("start host: %w", err)
 	}
-	return &Process{Pid: cmd.Process.Pid, cmd: cmd, spec: specW, status: statusR}, nil
+	p := &Process{Pid: cmd.Process.Pid, cmd: cmd, spec: specW, status: statusR, lines: bufio.NewReader(statusR)}
+	// While a process executes another image from a thread that is not its
+	// first, /proc knows no namespaces of it: wait until that is over.
+	if err := p.expect(waiting); err != nil {
+		_ = cmd.Process.Kill()
+		p.Wait()
+		return nil, fmt.Errorf("start host: %w", err)
+	}
+	return p, nil
+}
+
+// startTimeout is how long a new process may take to wait for its Spec.
+const startTimeout = 20 * time.Second
+
+// expect reads a line of the new process and fails unless it is want.
+func (p *Process) expect(want string) error {
+	if err := p.status.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
+		return err
+	}
+	line, err := p.lines.ReadString('\n')
+	if line = strings.TrimSpace(line); line == want {
+		return p.status.SetReadDeadline(time.Time{})
+	}
+	if line != "" {
+		return errors.New(line)
+	}
+	return fmt.Errorf("its init ended at once: %w", err)
 }
 
 // Boot tells the waiting host what it is and returns when its file systems
@@ -100,7 +127,7 @@ func (p *Process) Boot(ctx context.Context, spec Spec) error {
 	if err != nil {
 		return fmt.Errorf("boot %s: %w", spec.Name, err)
 	}
-	line, err := bufio.NewReader(p.status).ReadString('\n')
+	line, err := p.lines.ReadString('\n')
 	switch line = strings.TrimSpace(line); {
 	case line == ready:
 		return nil
@@ -121,4 +148,8 @@ func (p *Process) Wait() {
 	p.status.Close()
 }
 
-const ready = "ready"
+// What a host's init says on its way.
+const (
+	waiting = "waiting"
+	ready   = "ready"
+)
