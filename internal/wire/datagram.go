@@ -159,9 +159,7 @@ func (n *Node) receive(network string, packet []byte) {
 		n.stats.add(refusedReplay)
 		return
 	}
-	if !key.used.Load() {
-		n.keys.noteUsed(key)
-	}
+	n.keys.opened(key)
 	n.stats.add(datagramsReceived)
 	n.handler.Datagram(key.peer.id, network, payload)
 }

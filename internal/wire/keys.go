@@ -18,8 +18,10 @@ const (
 	keySize   = 32
 	saltSize  = 4
 	keyIDSize = 8
-	// setsPerPeer bounds the key sets kept for one peer. Two are needed while
-	// keys change; the others are handshakes that never ended well.
+	// setsPerPeer bounds the key sets kept for one peer, besides those of
+	// handshakes under way, which the rounds of connecting and the gate bound.
+	// Two are needed while keys change; the others are handshakes that never
+	// ended well, or any while no datagram tells what the peer uses.
 	setsPerPeer = 8
 )
 
@@ -63,6 +65,8 @@ type keySet struct {
 	// gen orders the sets of two hosts; both know the same number. 0: the peer
 	// has not told yet.
 	gen uint64
+	// settled: the handshake has ended, well or not.
+	settled bool
 }
 
 // above orders sets the same way on both hosts, also with equal numbers from
@@ -146,7 +150,8 @@ func (k *keyring) change(f func(m map[keyID]*recvKey)) {
 }
 
 // accept lets a session's keys open datagrams. The dialling side calls it
-// before it says hello, so that the peer may use the keys at once.
+// before it says hello, so that the peer may use the keys at once. settle must
+// follow.
 func (k *keyring) accept(p *peer, s *keySet) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -154,30 +159,41 @@ func (k *keyring) accept(p *peer, s *keySet) {
 		return // removed meanwhile
 	}
 	k.sets[p] = append(k.sets[p], s)
-	k.change(func(m map[keyID]*recvKey) {
-		m[s.recv.id] = s.recv
-		if len(k.sets[p]) > setsPerPeer {
-			k.drop(m, p, k.victim(p))
-		}
-	})
+	k.change(func(m map[keyID]*recvKey) { m[s.recv.id] = s.recv })
 }
 
-// victim is the set that is least likely to be used: the oldest whose number
-// the peer never told, or else the lowest.
-func (k *keyring) victim(p *peer) *keySet {
-	sets := k.sets[p]
-	for _, s := range sets[:len(sets)-1] {
-		if s.gen == 0 && !s.recv.used.Load() {
+// settle says that a session's handshake has ended, after agree if it ended
+// well. Only now may the set push out another or be pushed out itself: while
+// the handshake is under way the peer may have chosen it already.
+func (k *keyring) settle(p *peer, s *keySet) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.settled = true
+	settled := 0
+	for _, x := range k.sets[p] {
+		if x.settled {
+			settled++
+		}
+	}
+	if settled <= setsPerPeer {
+		return
+	}
+	if v := k.victim(p, s); v != nil {
+		k.change(func(m map[keyID]*recvKey) { k.drop(m, p, v) })
+	}
+}
+
+// victim is the set that the peer is least likely to send with: the oldest,
+// but not the one just made, nor the one that it sent with last, nor the
+// highest agreed, which it uses unless it knows a higher.
+func (k *keyring) victim(p *peer, just *keySet) *keySet {
+	heard := p.heardSet.Load()
+	for _, s := range k.sets[p] {
+		if s.settled && s != just && s != heard && s != p.sendSet {
 			return s
 		}
 	}
-	lowest := sets[0]
-	for _, s := range sets[:len(sets)-1] {
-		if lowest.above(s) {
-			lowest = s
-		}
-	}
-	return lowest
+	return nil
 }
 
 func (k *keyring) drop(m map[keyID]*recvKey, p *peer, s *keySet) {
@@ -210,6 +226,16 @@ func (k *keyring) agree(p *peer, s *keySet, gen uint64) {
 	if cur := p.sendSet; cur == nil || s.above(cur) {
 		p.sendSet = s
 		p.sendKey.Store(s.send)
+	}
+}
+
+// opened takes note that the peer sent with a key.
+func (k *keyring) opened(r *recvKey) {
+	if r.peer.heardSet.Load() != r.set {
+		r.peer.heardSet.Store(r.set)
+	}
+	if !r.used.Load() {
+		k.noteUsed(r)
 	}
 }
 

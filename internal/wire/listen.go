@@ -224,6 +224,7 @@ func (n *Node) welcome(raw net.Conn, network string) (*conn, error) {
 	}
 	gen := max(h.gen, n.keys.nextGen(p))
 	n.keys.accept(p, keys)
+	defer n.keys.settle(p, keys)
 	if _, err := tc.Write(hello{versionMin, versionMax, n.instance, gen}.frame()); err != nil {
 		return nil, err
 	}
@@ -295,6 +296,7 @@ func (n *Node) connect(ctx context.Context, p *peer, to Address) (c *conn, err e
 	}
 	// Before hello: the peer may send with the keys as soon as it has read it.
 	n.keys.accept(p, keys)
+	defer n.keys.settle(p, keys)
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	if _, err := tc.Write(hello{versionMin, versionMax, n.instance, n.keys.nextGen(p)}.frame()); err != nil {

@@ -24,6 +24,8 @@ type peer struct {
 	// sendKey is read for every datagram; sendSet is the keyring's.
 	sendKey atomic.Pointer[sendKey]
 	sendSet *keySet
+	// heardSet is the set of the last datagram that came.
+	heardSet atomic.Pointer[keySet]
 
 	// evMu orders the calls of the handler about this peer. It is taken
 	// before mu.
