@@ -15,14 +15,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/event"
-	"hanok.dev/hanok/internal/lab"
 	"hanok.dev/hanok/internal/lab/drill"
 	"hanok.dev/hanok/internal/lab/journal"
 )
@@ -61,36 +58,13 @@ type Report struct {
 	Runs    []Run              `json:"runs"`
 }
 
-const labName = "bench"
-
 func main() {
 	runs := flag.Int("runs", 10, "failovers of each kind")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := bench(ctx, *runs); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-failover:", err)
-		os.Exit(1)
-	}
+	os.Exit(drill.Bench("bench-failover", nil, func(ctx context.Context, d drill.Drill) error { return bench(ctx, d, *runs) }))
 }
 
-func bench(ctx context.Context, runs int) (err error) {
-	binary, err := filepath.Abs("bin/hanok")
-	if err != nil {
-		return err
-	}
-	if err := lab.Down(ctx, labName, nil); err != nil {
-		return err
-	}
-	client, err := lab.Up(ctx, lab.Options{Name: labName, Binary: binary, Progress: say})
-	if client == nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lab.Down(context.WithoutCancel(ctx), labName, say)) }()
-	if err != nil {
-		return err
-	}
-	d := drill.Drill{Client: client}
+func bench(ctx context.Context, d drill.Drill, runs int) error {
 	r := Report{Machine: fmt.Sprintf("%s/%s, %d cores, VMs emulated", runtime.GOOS, runtime.GOARCH, runtime.NumCPU()), At: time.Now().UTC(), Profile: "fast"}
 	for i := range runs {
 		for _, kind := range []string{"secondary", "primary"} {
@@ -98,7 +72,7 @@ func bench(ctx context.Context, runs int) (err error) {
 			if err != nil {
 				return fmt.Errorf("run %d, %s: %w", i+1, kind, err)
 			}
-			say(fmt.Sprintf("run %d/%d: %s %s, %d VMs: running %.2f s, alive %.2f s", i+1, runs, kind, run.Host, len(run.VMs), run.Running, run.Alive))
+			drill.Say(fmt.Sprintf("run %d/%d: %s %s, %d VMs: running %.2f s, alive %.2f s", i+1, runs, kind, run.Host, len(run.VMs), run.Running, run.Alive))
 			r.Runs = append(r.Runs, run)
 		}
 	}
@@ -110,8 +84,6 @@ func bench(ctx context.Context, runs int) (err error) {
 	out.SetIndent("", "  ")
 	return out.Encode(r)
 }
-
-func say(line string) { fmt.Fprintln(os.Stderr, line) }
 
 // once loses a host of a kind and measures.
 func once(ctx context.Context, d drill.Drill, kind string) (Run, error) {

@@ -5,22 +5,17 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"hanok.dev/hanok/internal/lab"
 	"hanok.dev/hanok/internal/lab/drill"
 )
 
 const (
-	labName = "bench"
 	// cluster puts ten VMs on host1.
 	cluster = `version: 1
 name: lab-bench
@@ -46,44 +41,21 @@ type Cost struct {
 }
 
 func main() {
-	d := flag.Duration("for", time.Minute, "how long to measure")
+	span := flag.Duration("for", time.Minute, "how long to measure")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := bench(ctx, *d); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-idle:", err)
-		os.Exit(1)
-	}
-}
-
-func say(line string) { fmt.Fprintln(os.Stderr, line) }
-
-func bench(ctx context.Context, span time.Duration) (err error) {
-	binary, err := filepath.Abs("bin/hanok")
-	if err != nil {
-		return err
-	}
-	if err := lab.Down(ctx, labName, nil); err != nil {
-		return err
-	}
 	var file strings.Builder
 	file.WriteString(cluster)
 	for i := range vms {
 		fmt.Fprintf(&file, "- {name: vm%d, host: host1, datastore: ds%d, memory: 96MiB}\n", 101+i, i%2+1)
 	}
-	client, err := lab.Up(ctx, lab.Options{Name: labName, Binary: binary, Cluster: []byte(file.String()), Progress: say})
-	if client == nil {
+	os.Exit(drill.Bench("bench-idle", []byte(file.String()), func(ctx context.Context, d drill.Drill) error { return bench(ctx, d, *span) }))
+}
+
+func bench(ctx context.Context, d drill.Drill, span time.Duration) error {
+	if err := d.EnsureVMs(ctx, "host1", vms); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lab.Down(context.WithoutCancel(ctx), labName, say)) }()
-	if err != nil {
-		return err
-	}
-	d := drill.Drill{Client: client}
-	if err := d.Settle(ctx, 3*time.Minute); err != nil {
-		return err
-	}
-	say(fmt.Sprintf("measuring for %v", span))
+	drill.Say(fmt.Sprintf("measuring for %v", span))
 	before, err := snapshot(ctx, d)
 	if err != nil {
 		return err

@@ -7,22 +7,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
 
 	"hanok.dev/hanok/internal/event"
-	"hanok.dev/hanok/internal/lab"
 	"hanok.dev/hanok/internal/lab/drill"
 )
-
-const labName = "bench"
 
 // Report is what is printed.
 type Report struct {
@@ -38,40 +32,14 @@ type Report struct {
 }
 
 func main() {
-	d := flag.Duration("for", 10*time.Minute, "how long to soak")
+	span := flag.Duration("for", 10*time.Minute, "how long to soak")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := soak(ctx, *d); err != nil {
-		fmt.Fprintln(os.Stderr, "soak:", err)
-		os.Exit(1)
-	}
+	os.Exit(drill.Bench("soak", nil, func(ctx context.Context, d drill.Drill) error { return soak(ctx, d, *span) }))
 }
 
-func say(line string) { fmt.Fprintln(os.Stderr, line) }
-
-func soak(ctx context.Context, span time.Duration) (err error) {
-	binary, err := filepath.Abs("bin/hanok")
-	if err != nil {
-		return err
-	}
-	if err := lab.Down(ctx, labName, nil); err != nil {
-		return err
-	}
-	client, err := lab.Up(ctx, lab.Options{Name: labName, Binary: binary, Progress: say})
-	if client == nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lab.Down(context.WithoutCancel(ctx), labName, say)) }()
-	if err != nil {
-		return err
-	}
-	d := drill.Drill{Client: client}
-	if err := d.Settle(ctx, 3*time.Minute); err != nil {
-		return err
-	}
+func soak(ctx context.Context, d drill.Drill, span time.Duration) error {
 	r := Report{Minutes: span.Minutes(), Cores: runtime.NumCPU(), Workers: runtime.NumCPU(), LongestWrite: map[string]float64{}}
-	say(fmt.Sprintf("%d cores busy for %v", r.Cores, span))
+	drill.Say(fmt.Sprintf("%d cores busy for %v", r.Cores, span))
 	began := time.Now()
 	busy(ctx, r.Workers, span)
 	if ctx.Err() != nil {
@@ -143,7 +111,7 @@ func (r *Report) collect(ctx context.Context, d drill.Drill, began time.Time) er
 			default:
 				continue
 			}
-			say(fmt.Sprintf("%s %s %s: %s (%s)", e.Wall.Format(time.TimeOnly), e.By, e.Kind, e.Text, e.Cause))
+			drill.Say(fmt.Sprintf("%s %s %s: %s (%s)", e.Wall.Format(time.TimeOnly), e.By, e.Kind, e.Text, e.Cause))
 		}
 		s, err := d.StatusOf(ctx, h.Name)
 		if err != nil {
