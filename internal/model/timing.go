@@ -37,7 +37,7 @@ const MaxDrift = 0.01
 
 // FreezeAllowance is the time that the inequalities reserve for freezing all
 // VMs of a host. The guard measures the real time and disarms when it is
-// exceeded. A freeze took 5 ms where it was measured (docs/benchmarks.md).
+// exceeded.
 const FreezeAllowance = 100 * time.Millisecond
 
 // PetPeriod is how often a guard feeds the watchdog.
