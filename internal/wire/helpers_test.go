@@ -3,13 +3,13 @@ package wire
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,21 +121,19 @@ type cluster struct {
 
 var networks = []string{"mgmt", "hb2"}
 
-// freePort finds a port that is free for UDP and TCP on the loopback. Each
-// cluster has addresses of its own too, so that tests do not meet.
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+// clusters counts the clusters of this process.
+var clusters atomic.Uint32
+
+// ownPort returns a port for the next cluster of this process. It lies below
+// the range that the kernel hands out by itself: a port of that range may be
+// taken by any client between choosing it and listening.
+func ownPort() uint16 {
+	return uint16(10000 + (uint32(os.Getpid())*16+clusters.Add(1))%20000)
 }
 
 func newCluster(t *testing.T, hosts ...model.HostID) *cluster {
 	t.Helper()
-	c := &cluster{t: t, ca: filepath.Join(t.TempDir(), "ca"), port: freePort(t), base: byte(10 + os.Getpid()%200),
+	c := &cluster{t: t, ca: filepath.Join(t.TempDir(), "ca"), port: ownPort(), base: byte(10 + os.Getpid()%200),
 		hosts: hosts, nodes: map[model.HostID]*Node{}, recs: map[model.HostID]*recorder{}}
 	if err := pki.Init(c.ca, "test", pki.Options{}); err != nil {
 		t.Fatal(err)
