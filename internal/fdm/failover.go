@@ -42,9 +42,9 @@ func (m *Machine) placeReady() {
 		}
 		return
 	}
-	hosts := m.candidates()
+	room := m.room(list)
 	for _, v := range list {
-		m.place(v, hosts)
+		m.place(v, room)
 	}
 }
 
@@ -55,11 +55,13 @@ func (m *Machine) queue(v *vm, why string) {
 	m.viewDue = true
 }
 
-// candidates is what placement knows of the members now.
-func (m *Machine) candidates() []placement.Host {
+// room is what placement knows of the members now, and of the VMs to be placed.
+// What runs or starts on a member is in its Reserved.
+func (m *Machine) room(list []*vm) *placement.State {
 	hosts := make([]placement.Host, 0, len(m.order))
 	for _, h := range m.order {
-		p := placement.Host{Name: h.name, Memory: h.conf.Memory, Used: h.used + h.orderMem, Starting: len(h.orders), Limit: m.perHost(), Unfit: m.unfit(h)}
+		p := placement.Host{Name: h.name, Memory: h.conf.Memory, Reserved: placement.Resources{Memory: h.used + h.orderMem},
+			Starting: len(h.orders), StartLimit: m.perHost(), Unfit: m.unfit(h)}
 		if r := h.report; r != nil {
 			if r.Memory > 0 {
 				p.Memory = r.Memory
@@ -72,7 +74,15 @@ func (m *Machine) candidates() []placement.Host {
 		}
 		hosts = append(hosts, p)
 	}
-	return hosts
+	vms := make([]placement.VM, 0, len(list))
+	for _, v := range list {
+		x := placement.VM{Name: v.p.Name, Reservation: placement.Resources{Memory: v.p.Memory}, Datastores: v.p.Datastores}
+		if len(x.Datastores) == 0 {
+			x.Datastores = []model.DatastoreName{v.st.name}
+		}
+		vms = append(vms, x)
+	}
+	return placement.New(hosts, vms, nil)
 }
 
 // unfit is why a host takes no VM at all; "" if it may.
@@ -92,50 +102,26 @@ func (m *Machine) unfit(h *member) string {
 	return ""
 }
 
-func (m *Machine) place(v *vm, hosts []placement.Host) {
-	in := v.want
-	tried := map[model.HostID]int{}
+func (m *Machine) place(v *vm, room *placement.State) {
+	w := placement.Want{VM: v.p.Name, Only: v.want.only, Prefer: v.want.prefer, Failed: map[model.HostID]int{}}
 	if v.p.Down != nil {
 		for _, h := range v.p.Down.Hosts {
-			tried[h]++
+			w.Failed[h]++
 		}
 	}
-	var fitting []placement.Host
-	for _, h := range hosts {
-		h.Failed = tried[h.Name]
-		if in.only != "" && h.Name != in.only && h.Unfit == "" {
-			h.Unfit = fmt.Sprintf("%s holds the lock", in.only)
-		}
-		fitting = append(fitting, h)
+	c := room.Place(w)
+	if c.Host == "" {
+		m.unplaced(v, c.Refusals, c.Busy)
+		return
 	}
-	what := placement.VM{Name: v.p.Name, Memory: v.p.Memory, Datastores: v.p.Datastores}
-	if len(what.Datastores) == 0 {
-		what.Datastores = []model.DatastoreName{v.st.name}
+	if err := room.Run(v.p.Name, c.Host); err != nil {
+		m.queue(v, err.Error())
+		return
 	}
-	var target model.HostID
-	if in.prefer != "" && tried[in.prefer] == 0 {
-		for _, h := range fitting {
-			if h.Name == in.prefer {
-				target, _, _ = placement.Place(what, []placement.Host{h})
-			}
-		}
-	}
-	if target == "" {
-		var refusals []placement.Refusal
-		var busy bool
-		target, refusals, busy = placement.Place(what, fitting)
-		if target == "" {
-			m.unplaced(v, refusals, busy)
-			return
-		}
-	}
-	for i := range hosts {
-		if hosts[i].Name == target {
-			hosts[i].Used += v.p.Memory
-			hosts[i].Starting++
-		}
-	}
-	m.startOn(v, m.members[target])
+	h, _, _ := room.Host(c.Host)
+	h.Starting++
+	room.SetHost(h)
+	m.startOn(v, m.members[c.Host])
 }
 
 func (m *Machine) unplaced(v *vm, refusals []placement.Refusal, busy bool) {

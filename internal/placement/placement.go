@@ -1,99 +1,178 @@
-// Package placement answers where a VM should run, and if nowhere, why.
-//
-// It is pure. This first form knows memory and datastores; the full library
-// will answer the same question behind the same types.
 package placement
 
-import (
-	"fmt"
-	"sort"
+import "hanok.dev/hanok/internal/model"
 
-	"hanok.dev/hanok/internal/model"
-)
-
-// Host is what placement knows of a host that might take a VM.
+// Host is a host that might take VMs.
 type Host struct {
 	Name model.HostID
-	// Memory is the capacity, Used what running and reserved VMs take.
-	Memory, Used model.MiB
-	Datastores   []model.DatastoreName
-	// Starting is the number of starts under way, Limit the most allowed.
-	Starting, Limit int
+	// CPU and Memory are the capacity for VMs; what the host itself needs is
+	// taken off by the caller, or is in Reserved.
+	CPU    model.MHz
+	Memory model.MiB
+	// Reserved is what is taken by something that is not a VM of the State.
+	Reserved Resources
+	// MaxVMs is the most VMs that may run here; 0 is no limit.
+	MaxVMs int
+	// Starting is the number of starts under way, StartLimit the most at a time;
+	// 0 is no limit. Only [State.Place] heeds them: a plan may queue.
+	Starting, StartLimit int
+
+	Datastores []model.DatastoreName
+	Networks   []string
+	// CPUFeatures are the names of processor features that guests can have here.
+	CPUFeatures []string
+	// Hypervisor is its version as one number that grows, as libvirt counts:
+	// major × 1,000,000 + minor × 1,000 + release.
+	Hypervisor int
+	// FailureDomain is its rack, room or site; "" is a domain of its own.
+	FailureDomain string
+
 	// Unfit is why the host takes no VM at all, for people; "" if it may.
 	Unfit string
-	// Failed counts how often this VM failed to start here lately.
-	Failed int
+	// Maintenance: it takes no VM.
+	Maintenance bool
+	// Quarantine: its hardware is degraded; it takes a VM only if no other can.
+	Quarantine bool
+	// DedicatedFailover: kept free for restarts; nothing else starts here.
+	DedicatedFailover bool
 }
 
-// VM is what placement knows of a VM to be placed.
+// Resources is an amount of processor and memory.
+type Resources struct {
+	CPU    model.MHz
+	Memory model.MiB
+}
+
+func (r Resources) plus(o Resources) Resources {
+	return Resources{r.CPU + o.CPU, r.Memory + o.Memory}
+}
+
+// VM is a VM to be placed, or placed.
 type VM struct {
-	Name       string
-	Memory     model.MiB
-	Datastores []model.DatastoreName
+	// Name identifies it in the State and in rules.
+	Name string
+	// Reservation is what must be free for it; Overhead is what its hypervisor
+	// process takes on top.
+	Reservation, Overhead Resources
+	// Usage is what it really uses, for warnings; it limits nothing.
+	Usage Resources
+
+	// Datastores are all that hold disks of it, Networks all that it is
+	// connected to, CPUFeatures all that its guest needs.
+	Datastores  []model.DatastoreName
+	Networks    []string
+	CPUFeatures []string
+	// MinHypervisor is the oldest hypervisor that can run it (see
+	// [Host.Hypervisor]); 0 is any.
+	MinHypervisor int
+
+	// NoRestart: it is not restarted when its host fails; [State.Survives]
+	// does not look for a place for it.
+	NoRestart bool
+}
+
+// Need is what must be free on a host for it: reservation and overhead.
+func (v VM) Need() Resources { return v.Reservation.plus(v.Overhead) }
+
+// Purpose is what a VM is placed for.
+type Purpose int
+
+// The purposes.
+const (
+	// Restart of what HA wants running: dedicated failover hosts first.
+	Restart Purpose = iota
+	// PowerOn, or move, that an administrator or a balancer wants: never onto a
+	// dedicated failover host.
+	PowerOn
+)
+
+// Want is one VM that wants a place.
+type Want struct {
+	VM      string
+	Purpose Purpose
+	// Only, if set, is the one host that can take it: the holder of its lock.
+	Only model.HostID
+	// Prefer, if set, is taken before any other host, if it can take the VM and
+	// the VM has not failed there.
+	Prefer model.HostID
+	// Failed counts earlier failures of this VM by host: hosts with fewer come
+	// first.
+	Failed map[model.HostID]int
+	// Class orders VMs in [State.PlaceAll]: a VM of a lower Class is never left
+	// out for the sake of those of higher ones. The caller numbers its priority
+	// classes from 0, the first to be restarted.
+	Class int
 }
 
 // Refusal says why one host cannot take a VM.
 type Refusal struct {
 	Host   model.HostID
 	Reason string
+	// Busy: the reason passes by itself, as a start that is under way ends.
+	Busy bool
 }
 
-// Place returns the host that should run vm: among those that can take it, one
-// where it failed least, then the one with the most free memory, ties by name.
-// When none can, host is "" and refusals has one reason for each host, in
-// order of names. busy is true when some refusal will pass by itself, as a
-// start that is under way ends.
-func Place(vm VM, hosts []Host) (host model.HostID, refusals []Refusal, busy bool) {
-	order := append([]Host(nil), hosts...)
-	sort.Slice(order, func(i, j int) bool { return order[i].Name < order[j].Name })
-	best := -1
-	for i, h := range order {
-		if reason := refuse(vm, h); reason != "" {
-			refusals = append(refusals, Refusal{h.Name, reason})
-			continue
-		}
-		if h.Limit > 0 && h.Starting >= h.Limit {
-			busy = true
-			refusals = append(refusals, Refusal{h.Name, fmt.Sprintf("%d starts under way, the limit is %d", h.Starting, h.Limit)})
-			continue
-		}
-		if best < 0 || better(h, order[best]) {
-			best = i
-		}
-	}
-	if best < 0 {
-		return "", refusals, busy
-	}
-	return order[best].Name, nil, false
+// Choice is the answer about one VM.
+type Choice struct {
+	VM string
+	// Host is where it should run; "" is nowhere, and Refusals has a reason for
+	// each host, by name.
+	Host     model.HostID
+	Refusals []Refusal
+	// Busy: nowhere now, but a refusal will pass by itself.
+	Busy bool
+	// Broken names the rules that are not hard and that this choice breaks.
+	Broken []string
 }
 
-func better(a, b Host) bool {
-	if a.Failed != b.Failed {
-		return a.Failed < b.Failed
-	}
-	return a.Memory-a.Used > b.Memory-b.Used
+// Plan is the answer about many VMs.
+type Plan struct {
+	// Choices has one entry for each VM asked about, in the same order.
+	Choices []Choice
+	// Placed counts those with a host.
+	Placed int
+	// Proven: no plan places more of them, as far as Class allows. Without it
+	// the search ended at its bound.
+	Proven bool
 }
 
-func refuse(vm VM, h Host) string {
-	if h.Unfit != "" {
-		return h.Unfit
-	}
-	for _, need := range vm.Datastores {
-		if !has(h.Datastores, need) {
-			return fmt.Sprintf("does not reach datastore %s", need)
-		}
-	}
-	if free := h.Memory - h.Used; free < vm.Memory {
-		return fmt.Sprintf("%d MiB free of %d MiB, %d MiB needed", max(free, 0), h.Memory, vm.Memory)
-	}
-	return ""
+// Verdict is the outcome of a check that may end without an answer.
+type Verdict int
+
+// The verdicts.
+const (
+	// Unknown: neither a witness nor a proof was found within the bound.
+	Unknown Verdict = iota
+	// Yes, with a witness.
+	Yes
+	// No, with a proof.
+	No
+)
+
+// String is the verdict as a word.
+func (v Verdict) String() string { return [...]string{"unknown", "yes", "no"}[v] }
+
+// Failures says which failures a cluster shall survive.
+type Failures struct {
+	// Hosts that fail at the same time, Domains that fail at the same time: each
+	// combination of that many is checked. Zero is none.
+	Hosts, Domains int
+	// Work bounds the search, in candidates looked at; 0 is [DefaultWork].
+	Work int
 }
 
-func has(list []model.DatastoreName, d model.DatastoreName) bool {
-	for _, x := range list {
-		if x == d {
-			return true
-		}
-	}
-	return false
+// Survival is the answer of [State.Survives].
+type Survival struct {
+	Verdict Verdict
+	// Lost are hosts whose failure cannot be survived (No), or was not decided
+	// (Unknown).
+	Lost []model.HostID
+	// VM is one that finds no place then, and Refusals why; empty if they fit
+	// one by one but not together.
+	VM       string
+	Refusals []Refusal
+	// Reason is the proof in words (No), or what ended the search (Unknown).
+	Reason string
+	// Checked counts the combinations of failures that have a witness.
+	Checked int
 }
