@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strings"
 
+	"hanok.dev/hanok/internal/bitset"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/rules"
 )
@@ -170,7 +171,7 @@ func (l *limit) depth(h int) int {
 type mask struct {
 	need   VM // requirements only
 	limits []*limit
-	fits   bits
+	fits   bitset.Set
 	rank   []int32 // of each host by the rules that prefer; nil if none does
 	key    string
 	users  int
@@ -183,9 +184,9 @@ func (s *State) bind(v *vm) {
 	key := maskKey(&v.VM, limits)
 	m := s.masks[key]
 	if m == nil {
-		m = &mask{need: v.VM, limits: limits, fits: newBits(len(s.hosts)), key: key}
+		m = &mask{need: v.VM, limits: limits, fits: bitset.New(len(s.hosts)), key: key}
 		for i, h := range s.hosts {
-			m.fits.put(i, m.allows(h))
+			m.fits.Put(i, m.allows(h))
 		}
 		m.rank = rankHosts(limits, len(s.hosts))
 		s.masks[key] = m

@@ -11,7 +11,7 @@ import (
 // It costs O(rules that touch v). It says yes exactly where refuse has no reason.
 func (s *State) fits(v *vm, h int, p Purpose) bool {
 	x := s.hosts[h]
-	if x.class[p] == unusable || !v.mask.fits.has(h) {
+	if x.class[p] == unusable || !v.mask.fits.Has(h) {
 		return false
 	}
 	if v.mem > 0 && v.mem > x.freeMem || v.cpu > 0 && v.cpu > x.freeCPU {

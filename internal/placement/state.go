@@ -151,7 +151,7 @@ func (s *State) SetHost(h Host) {
 	x.Host = h
 	x.settle()
 	for _, m := range s.masks {
-		m.fits.put(i, m.allows(x))
+		m.fits.Put(i, m.allows(x))
 	}
 }
 

@@ -85,7 +85,7 @@ func (s *State) refuseUnit(u *unit, h int) string {
 	for i, v := range u.vms {
 		placed += v.placed()
 		switch w := u.wants[i]; {
-		case x.class[w.Purpose] == unusable || v.counts(h) > 0 || !v.mask.fits.has(h):
+		case x.class[w.Purpose] == unusable || v.counts(h) > 0 || !v.mask.fits.Has(h):
 			return s.refuse(v, h, w.Purpose)
 		case w.Only != "" && w.Only != x.Name:
 			return fmt.Sprintf("%s holds the lock of %s", w.Only, v.Name)
