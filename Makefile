@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore soak clean
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore soak clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -21,6 +21,9 @@ deps: ## install the Debian packages that the lab needs (idempotent)
 build: ## build bin/hanok, bin/hanok-guard and the lab guest's writer
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hanok ./cmd/hanok-guard ./cmd/hanok-lab-guest
+
+generate: ## make api/gen from api/hanok/v1 (a test fails while it is not current)
+	$(GO) run ./internal/apigen
 
 demo: deps build ## lose hosts, watch their VMs come back (DEMO_KEEP=1 leaves the lab up)
 	@bin/hanok lab demo $(if $(DEMO_KEEP),--keep,)

@@ -1,0 +1,216 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+)
+
+// Principal is who makes a request.
+type Principal struct {
+	// Name is the user's, as tasks and the audit log show it.
+	Name string
+	// Role is held on everything, Clusters' roles on single clusters besides.
+	Role     hanokv1.Role
+	Clusters map[string]hanokv1.Role
+}
+
+// Local is whoever can open the server's unix socket: root on its machine.
+var Local = &Principal{Name: "root@localhost", Role: hanokv1.Role_ROLE_ADMINISTRATOR}
+
+// May reports whether the principal holds at least role on a cluster; on the
+// whole when cluster is empty.
+func (p *Principal) May(role hanokv1.Role, cluster string) bool {
+	if p == nil {
+		return false
+	}
+	return p.Role >= role || cluster != "" && p.Clusters[cluster] >= role
+}
+
+// mayAny reports whether the principal holds role anywhere.
+func (p *Principal) mayAny(role hanokv1.Role) bool {
+	if p.May(role, "") {
+		return true
+	}
+	for c := range p.Clusters {
+		if p.May(role, c) {
+			return true
+		}
+	}
+	return false
+}
+
+// An Authenticator finds out who makes a request. A request without any
+// credentials is an error, too. The error is shown to the caller; it may be a
+// *connect.Error.
+type Authenticator interface {
+	Authenticate(r *http.Request) (*Principal, error)
+}
+
+// AuthenticatorFunc is a function as an Authenticator.
+type AuthenticatorFunc func(r *http.Request) (*Principal, error)
+
+// Authenticate implements Authenticator.
+func (f AuthenticatorFunc) Authenticate(r *http.Request) (*Principal, error) { return f(r) }
+
+// AsLocal takes every caller for Local; for the unix socket.
+var AsLocal Authenticator = AuthenticatorFunc(func(*http.Request) (*Principal, error) { return Local, nil })
+
+type contextKey struct{}
+
+type caller struct {
+	principal *Principal
+	err       error
+}
+
+// Identify runs the authenticator on every request. One that is refused still
+// reaches the methods that anyone may call.
+func Identify(a Authenticator, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, err := a.Authenticate(r)
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, caller{p, err})))
+	})
+}
+
+// From is who makes the request of ctx, or nil.
+func From(ctx context.Context) *Principal {
+	c, _ := ctx.Value(contextKey{}).(caller)
+	return c.principal
+}
+
+// As returns a context of a request by p; for tests and work of the server's own.
+func As(ctx context.Context, p *Principal) context.Context {
+	return context.WithValue(ctx, contextKey{}, caller{principal: p})
+}
+
+// Check decides one call: whether the caller of ctx may call a method about a
+// cluster.
+func Check(ctx context.Context, method protoreflect.MethodDescriptor, cluster string) error {
+	need := RoleOf(method)
+	if need == hanokv1.Role_ROLE_ANYONE {
+		return nil
+	}
+	c, _ := ctx.Value(contextKey{}).(caller)
+	if c.err != nil || c.principal == nil {
+		var e *connect.Error
+		if errors.As(c.err, &e) {
+			return e
+		}
+		if c.err == nil {
+			c.err = errors.New("nobody is logged in: hanok login")
+		}
+		return connect.NewError(connect.CodeUnauthenticated, c.err)
+	}
+	ok := c.principal.May(need, cluster)
+	if cluster == "" && need == hanokv1.Role_ROLE_VIEWER {
+		ok = c.principal.mayAny(need)
+	}
+	if !ok {
+		where := "on the whole"
+		if cluster != "" {
+			where = "on cluster " + cluster
+		}
+		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s may not do this: it needs the role %s %s", c.principal.Name, roleName(need), where))
+	}
+	return nil
+}
+
+// RoleOf is the role that a method needs; administrator when it does not say.
+func RoleOf(method protoreflect.MethodDescriptor) hanokv1.Role {
+	if o, ok := method.Options().(*descriptorpb.MethodOptions); ok && proto.HasExtension(o, hanokv1.E_Role) {
+		if r, ok := proto.GetExtension(o, hanokv1.E_Role).(hanokv1.Role); ok && r != hanokv1.Role_ROLE_UNSPECIFIED {
+			return r
+		}
+	}
+	return hanokv1.Role_ROLE_ADMINISTRATOR
+}
+
+func roleName(r hanokv1.Role) string {
+	switch r {
+	case hanokv1.Role_ROLE_VIEWER:
+		return "viewer"
+	case hanokv1.Role_ROLE_OPERATOR:
+		return "operator"
+	}
+	return "administrator"
+}
+
+// clusterOf is the field `cluster` of a request.
+func clusterOf(msg any) string {
+	m, ok := msg.(proto.Message)
+	if !ok {
+		return ""
+	}
+	r := m.ProtoReflect()
+	f := r.Descriptor().Fields().ByName("cluster")
+	if f == nil || f.Kind() != protoreflect.StringKind || f.IsList() {
+		return ""
+	}
+	return r.Get(f).String()
+}
+
+// Interceptor applies Check to every call.
+func Interceptor() connect.Interceptor { return interceptor{} }
+
+type interceptor struct{}
+
+func descriptorOf(s connect.Spec) (protoreflect.MethodDescriptor, error) {
+	if d, ok := s.Schema.(protoreflect.MethodDescriptor); ok {
+		return d, nil
+	}
+	return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("%s has no schema", s.Procedure))
+}
+
+// WrapUnary implements connect.Interceptor.
+func (interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		if !req.Spec().IsClient {
+			d, err := descriptorOf(req.Spec())
+			if err == nil {
+				err = Check(ctx, d, clusterOf(req.Any()))
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		return next(ctx, req)
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		d, err := descriptorOf(conn.Spec())
+		if err != nil {
+			return err
+		}
+		return next(ctx, &checked{conn, ctx, d})
+	}
+}
+
+// checked decides when the request of a stream was read.
+type checked struct {
+	connect.StreamingHandlerConn
+	ctx    context.Context
+	method protoreflect.MethodDescriptor
+}
+
+func (c *checked) Receive(msg any) error {
+	if err := c.StreamingHandlerConn.Receive(msg); err != nil {
+		return err
+	}
+	return Check(c.ctx, c.method, clusterOf(msg))
+}

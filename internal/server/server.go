@@ -1,0 +1,255 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"hanok.dev/hanok/internal/server/access"
+	"hanok.dev/hanok/internal/store"
+)
+
+// Bounds of the API.
+const (
+	// maxMessage is the largest request: a cluster file of its largest size as
+	// JSON, with room for escapes.
+	maxMessage = 16 << 20
+	// stopLimit is how long requests under way may take when the server stops.
+	stopLimit = 5 * time.Second
+)
+
+// Config sets a server up.
+type Config struct {
+	// Name tells servers apart. Default the machine's name.
+	Name string
+	// Store says where the state is.
+	Store store.Config
+	// Socket is a unix socket whose callers are taken for root. Empty: none.
+	Socket string
+	// Listen is an address for everybody else; it needs Access. Empty: none.
+	// With port 0 a free one is chosen, see Server.Address.
+	Listen string
+	// Access finds out who calls at Listen.
+	Access access.Authenticator
+	// Wrap puts what a listener needs around it, such as TLS. Default: nothing.
+	Wrap func(net.Listener) net.Listener
+	Log  *slog.Logger
+}
+
+// Server is one server. Make it with New, start and stop it once.
+type Server struct {
+	cfg   Config
+	log   *slog.Logger
+	store *store.Store
+	addr  net.Addr
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	failed chan error
+	undo   []undo // named, run in reverse
+}
+
+type undo struct {
+	name string
+	do   func(context.Context) error
+}
+
+// New checks the configuration; nothing is opened before Start.
+func New(cfg Config) (*Server, error) {
+	if cfg.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("server: no name: %w", err)
+		}
+		cfg.Name = name
+	}
+	if cfg.Socket == "" && cfg.Listen == "" {
+		return nil, errors.New("server: give a socket or an address to listen on")
+	}
+	if cfg.Listen != "" && cfg.Access == nil {
+		return nil, errors.New("server: an address to listen on needs somebody who checks logins")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	cfg.Store.Log = cfg.Log
+	return &Server{cfg: cfg, log: cfg.Log, failed: make(chan error, 4)}, nil
+}
+
+// Start opens the state and serves. When it fails everything that it opened is
+// closed again.
+func (s *Server) Start(ctx context.Context) (err error) {
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.cancel = cancel
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Stop(ctx))
+		}
+	}()
+	s.store, err = store.Open(ctx, s.cfg.Store)
+	if err != nil {
+		return err
+	}
+	s.later("store", func(context.Context) error { return s.store.Close() })
+	s.goes(func() {
+		select {
+		case err := <-s.store.Failed():
+			s.fail(fmt.Errorf("the embedded etcd ended: %w", err))
+		case <-run.Done():
+		}
+	})
+	return s.listen(s.handler())
+}
+
+// later notes what undoes a step of Start.
+func (s *Server) later(name string, do func(context.Context) error) {
+	s.undo = append(s.undo, undo{name, do})
+}
+
+func (s *Server) goes(f func()) {
+	s.wg.Add(1)
+	go func() { defer s.wg.Done(); f() }()
+}
+
+func (s *Server) fail(err error) {
+	select {
+	case s.failed <- err:
+	default: // the first ones are enough
+	}
+}
+
+// Failed delivers an error that ended the server's work.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// Stop ends requests and background work and closes the state.
+func (s *Server) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+	defer cancel()
+	s.cancel()
+	var errs []error
+	waited := false
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		u := s.undo[i]
+		if u.name == "store" {
+			s.wg.Wait() // nobody uses it any more
+			waited = true
+		}
+		if err := u.do(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", u.name, err))
+		}
+	}
+	if !waited {
+		s.wg.Wait()
+	}
+	s.undo = nil
+	return errors.Join(errs...)
+}
+
+// Run starts the server and stops it when ctx ends, or when it cannot go on.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.Start(ctx); err != nil {
+		return err
+	}
+	s.log.Info("the server is ready", "name", s.cfg.Name, "socket", s.cfg.Socket, "address", s.Address(), "embedded", s.store.Embedded())
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-s.failed:
+	}
+	return errors.Join(err, s.Stop(ctx))
+}
+
+// Address is where the server listens; empty without Config.Listen.
+func (s *Server) Address() string {
+	if s.addr == nil {
+		return ""
+	}
+	return s.addr.String()
+}
+
+// listen serves the handler on the socket and on the address.
+func (s *Server) listen(h http.Handler) error {
+	if s.cfg.Socket != "" {
+		ln, err := listenUnix(s.cfg.Socket)
+		if err != nil {
+			return fmt.Errorf("listen on %s: %w", s.cfg.Socket, err)
+		}
+		s.serve("socket", ln, access.Identify(access.AsLocal, h))
+	}
+	if s.cfg.Listen != "" {
+		ln, err := net.Listen("tcp", s.cfg.Listen)
+		if err != nil {
+			return fmt.Errorf("listen on %s: %w", s.cfg.Listen, err)
+		}
+		s.addr = ln.Addr()
+		if s.cfg.Wrap != nil {
+			ln = s.cfg.Wrap(ln)
+		}
+		// A browser that is logged in must not be made to act by another site.
+		s.serve("address", ln, http.NewCrossOriginProtection().Handler(access.Identify(s.cfg.Access, h)))
+	}
+	return nil
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, errors.New("another server answers there")
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return ln, nil
+}
+
+func (s *Server) serve(name string, ln net.Listener, h http.Handler) {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	srv.Protocols = new(http.Protocols)
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetHTTP2(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // gRPC over the socket
+	s.goes(func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			s.fail(fmt.Errorf("serve on %s: %w", ln.Addr(), err))
+		}
+	})
+	s.later(name, func(ctx context.Context) error {
+		if err := srv.Shutdown(ctx); err != nil {
+			return srv.Close() // streams that did not end
+		}
+		return nil
+	})
+}
+
+// options are what every service is made with.
+func (s *Server) options() []connect.HandlerOption {
+	return []connect.HandlerOption{
+		connect.WithInterceptors(access.Interceptor()),
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithCodec(strictJSON{}),
+		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, p any) error {
+			s.log.Error("a request failed inside the server", "method", spec.Procedure, "panic", p)
+			return connect.NewError(connect.CodeInternal, errors.New("the server failed at this request; its log says more"))
+		}),
+	}
+}
