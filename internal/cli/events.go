@@ -84,7 +84,7 @@ func (a *app) failover(c *cobra.Command, id string, js bool) error {
 		if js {
 			return writeJSON(w, list)
 		}
-		t := &table{header: []string{"FAILOVER", "HOST", "BEGAN", "VMS", "RUNNING", "LAST RUNNING AFTER", "STATE"}}
+		t := &table{header: []string{"FAILOVER", "KIND", "HOST", "BEGAN", "VMS", "RUNNING", "LAST RUNNING AFTER", "STATE"}}
 		for _, f := range list {
 			last, state := "-", "under way"
 			if f.LastRunning != nil {
@@ -93,7 +93,7 @@ func (a *app) failover(c *cobra.Command, id string, js bool) error {
 			if f.Done {
 				state = "done"
 			}
-			t.add(f.Failover, dash(string(f.Host)), f.Began.Local().Format("2006-01-02 15:04:05"), fmt.Sprint(f.VMs), fmt.Sprint(f.Running), last, state)
+			t.add(f.Failover, string(f.Cause), dash(string(f.Host)), f.Began.Local().Format("2006-01-02 15:04:05"), fmt.Sprint(f.VMs), fmt.Sprint(f.Running), last, state)
 		}
 		t.write(w, painterFor(w))
 		return nil

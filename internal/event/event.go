@@ -48,6 +48,7 @@ type Kind string
 
 // Kinds of events. The first group are the phases of a failover, in order.
 const (
+	ClusterStart  Kind = "failover.cluster-start" // instead of the next three, after all hosts were down
 	LastHeartbeat Kind = "failover.last-heartbeat"
 	Silence       Kind = "failover.silence"
 	Verdict       Kind = "failover.verdict"

@@ -6,24 +6,37 @@ import (
 	"strings"
 )
 
-// phaseNames are the columns of a timeline's table, in the order in which the
-// phases happen.
-var phaseNames = []struct {
+type phase struct {
 	kind Kind
 	name string
-}{
-	{LastHeartbeat, "LAST HEARTBEAT"}, {Silence, "SILENCE"}, {Verdict, "VERDICT"},
+}
+
+// phaseNames are the columns of a timeline's table, in the order in which the
+// phases happen.
+var phaseNames = []phase{
+	{ClusterStart, "CLUSTER START"}, {LastHeartbeat, "LAST HEARTBEAT"}, {Silence, "SILENCE"}, {Verdict, "VERDICT"},
 	{StartIssued, "START ISSUED"}, {LockTaken, "LOCK TAKEN"},
 	{DomainRunning, "RUNNING"}, {GuestAlive, "GUEST ALIVE"},
 }
 
+// phases are those that a failover of this cause can have.
+func (t Timeline) phases() []phase {
+	if t.Cause == CauseStart {
+		return append([]phase{phaseNames[0]}, phaseNames[4:]...)
+	}
+	return phaseNames[1:]
+}
+
 // Heading is the first line of a timeline for people.
 func (t Timeline) Heading() string {
-	what := "a VM went down"
-	if t.Host != "" {
+	what, since := "a VM went down", "last sign of life"
+	switch {
+	case t.Cause == CauseStart:
+		what, since = "the whole cluster started", "first primary"
+	case t.Host != "":
 		what = "lost " + string(t.Host)
 	}
-	s := fmt.Sprintf("Failover %s: %s; last sign of life %s, told by %s", t.Failover, what,
+	s := fmt.Sprintf("Failover %s: %s; %s %s, told by %s", t.Failover, what, since,
 		t.Began.UTC().Format("2006-01-02 15:04:05.000 UTC"), t.By)
 	if !t.Done {
 		s += "; under way"
@@ -60,13 +73,14 @@ func (t Timeline) Findings() []string {
 // that rest on two hosts' wall clocks.
 func (t Timeline) Table() (header []string, rows [][]string) {
 	header = []string{"VM", "FROM", "TO"}
-	for _, p := range phaseNames {
+	phases := t.phases()
+	for _, p := range phases {
 		header = append(header, p.name)
 	}
 	header = append(header, "TRIES", "OUTCOME")
 	for _, v := range t.VMs {
 		row := []string{v.VM, dash(string(v.From)), dash(string(v.To))}
-		for _, p := range phaseNames {
+		for _, p := range phases {
 			row = append(row, cell(p.kind, t.Steps, v.Steps))
 		}
 		outcome := v.Outcome

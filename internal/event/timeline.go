@@ -9,9 +9,12 @@ import (
 
 // Timeline is the story of one failover, made from its events. All seconds are
 // counted from the last heartbeat, or from the first event of a failover that
-// began without one (a VM that crashed on a healthy host).
+// began without one (a VM that crashed on a healthy host, or a start of the
+// whole cluster, which counts from the election of its primary).
 type Timeline struct {
 	Failover string `json:"failover"`
+	// Cause tells what the failover is about.
+	Cause Cause `json:"kind"`
 	// Host is the host that failed; empty when only a VM did.
 	Host model.HostID `json:"host,omitempty"`
 	// By is the host whose clock counts: the primary that gave the verdict.
@@ -28,6 +31,16 @@ type Timeline struct {
 	LastRunning *float64 `json:"lastRunning,omitempty"`
 	LastAlive   *float64 `json:"lastAlive,omitempty"`
 }
+
+// Cause is what VMs had to be restarted for.
+type Cause string
+
+// The causes of a failover.
+const (
+	CauseHost  Cause = "host failure"
+	CauseVM    Cause = "VM failure"
+	CauseStart Cause = "cluster start" // all hosts had been down
+)
 
 // VMTimeline is one VM's part of a failover.
 type VMTimeline struct {
@@ -71,6 +84,7 @@ type Step struct {
 // Summary is one line of a list of failovers.
 type Summary struct {
 	Failover string       `json:"failover"`
+	Cause    Cause        `json:"kind"`
 	Host     model.HostID `json:"host,omitempty"`
 	Began    time.Time    `json:"began"`
 	VMs      int          `json:"vms"`
@@ -96,7 +110,7 @@ func Failovers(events []Event) []Summary {
 	out := make([]Summary, 0, len(order))
 	for _, id := range order {
 		t, _ := Build(groups[id], id)
-		s := Summary{Failover: id, Host: t.Host, Began: t.Began, VMs: len(t.VMs), Done: t.Done, LastRunning: t.LastRunning}
+		s := Summary{Failover: id, Cause: t.Cause, Host: t.Host, Began: t.Began, VMs: len(t.VMs), Done: t.Done, LastRunning: t.LastRunning}
 		for _, v := range t.VMs {
 			if v.Outcome == OutcomeRunning || v.Outcome == OutcomeAlive {
 				s.Running++
@@ -111,7 +125,7 @@ func Failovers(events []Event) []Summary {
 // Build makes the timeline of one failover from events in any order; false
 // when none of them belongs to it.
 func Build(events []Event, failover string) (Timeline, bool) {
-	b := builder{t: Timeline{Failover: failover, Steps: []Step{}, VMs: []VMTimeline{}}}
+	b := builder{t: Timeline{Failover: failover, Cause: CauseVM, Steps: []Step{}, VMs: []VMTimeline{}}}
 	for _, e := range events {
 		if e.Failover == failover && failover != "" {
 			b.events = append(b.events, e)
@@ -136,7 +150,7 @@ func Build(events []Event, failover string) (Timeline, bool) {
 }
 
 var phaseOrder = map[Kind]int{
-	LastHeartbeat: 1, Silence: 2, Verdict: 3, VMDown: 4, StartIssued: 5,
+	ClusterStart: 1, LastHeartbeat: 1, Silence: 2, Verdict: 3, VMDown: 4, StartIssued: 5,
 	LockTaken: 6, DomainRunning: 7, VMUp: 8, GuestAlive: 9, FailoverDone: 10,
 }
 
@@ -152,7 +166,7 @@ func (b *builder) reference() {
 	ref := b.events[0]
 	rank := func(e Event) int {
 		switch e.Kind {
-		case Verdict:
+		case Verdict, ClusterStart:
 			return 3
 		case StartIssued:
 			return 2
@@ -172,7 +186,7 @@ func (b *builder) reference() {
 		if e.By != ref.By {
 			continue
 		}
-		last, had := e.Kind == LastHeartbeat, found && b.origin.Kind == LastHeartbeat
+		last, had := begins(e.Kind), found && begins(b.origin.Kind)
 		switch {
 		case !found, last && !had, last == had && e.At < b.origin.At:
 			b.origin, found = e, true
@@ -180,6 +194,9 @@ func (b *builder) reference() {
 	}
 	b.t.Began = b.origin.Wall
 }
+
+// begins tells whether a kind of event is the origin of a failover.
+func begins(k Kind) bool { return k == LastHeartbeat || k == ClusterStart }
 
 // since is the time from the origin to e: by the clock that counts, or by wall
 // clocks when another host reported e.
@@ -221,8 +238,13 @@ func (b *builder) vm(name string) *VMTimeline {
 
 func (b *builder) add(e Event) {
 	switch e.Kind {
+	case ClusterStart:
+		b.t.Cause = CauseStart
+		b.t.Steps = append(b.t.Steps, b.step(e, b.t.Steps))
+		return
 	case LastHeartbeat, Silence, Verdict:
 		if e.VM == "" {
+			b.t.Cause = CauseHost
 			if b.t.Host == "" {
 				b.t.Host = e.Host
 			}
@@ -318,7 +340,7 @@ func (v *VMTimeline) find(k Kind) *float64 {
 // failover, so that the newest of them names the newest failover.
 func BeginsFailover(k Kind) bool {
 	switch k {
-	case LastHeartbeat, Silence, Verdict, VMDown:
+	case ClusterStart, LastHeartbeat, Silence, Verdict, VMDown:
 		return true
 	}
 	return false

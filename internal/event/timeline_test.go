@@ -56,6 +56,8 @@ func restart(by model.HostID, from float64, vm string) []Event {
 var scenarios = map[string][]Event{
 	"host-lost": slices.Concat(lost("host1"), []Event{ev("host1", 5.615, VMDown, "host3", "db", "host3 failed")}, restart("host1", 5.62, "db"), restart("host1", 5.63, "web"),
 		[]Event{ev("host1", 14.7, FailoverDone, "host3", "", "")}),
+	"cluster-start": slices.Concat([]Event{ev("host1", 0, ClusterStart, "host1", "", ""), ev("host1", 3.4, VMDown, "host2", "db", "host2, which ran it, has rebooted")},
+		restart("host1", 5.1, "db"), []Event{ev("host1", 16, FailoverDone, "", "", "")}),
 	"retries": slices.Concat(lost("host1"),
 		[]Event{
 			ev("host1", 5.62, StartIssued, "host2", "web", ""),

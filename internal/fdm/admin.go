@@ -203,6 +203,7 @@ func (m *Machine) register(p model.ProtectedVM, reply func(AdminReply)) {
 		}
 		p.Down = nil
 		v = m.addVM(st, p)
+		v.seen = true
 		m.rediscover(v)
 	} else {
 		if v.st != st {

@@ -229,7 +229,7 @@ func (m *Machine) restart(v *vm, cause, failover string, in intent) {
 		m.viewDue = true
 		return
 	}
-	m.down(v, cause, failover)
+	m.down(v, cause, m.newFailover(v, failover))
 	v.want = in
 	m.ready[v.p.ID] = v
 }

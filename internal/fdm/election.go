@@ -141,6 +141,7 @@ func (m *Machine) lead() {
 	m.primary = m.cfg.Self
 	m.lossSince = 0
 	m.gatherDone = m.settled
+	m.cold, m.coldID = !m.settled, ""
 	m.gatherEnd = m.now + m.cfg.Gather
 	m.emit(event.Event{Kind: event.Election, Host: m.cfg.Self, Text: fmt.Sprintf("%s is primary", m.cfg.Self), Cause: why,
 		Evidence: map[string]string{"datastores": fmt.Sprint(m.datastores()), "round": fmt.Sprint(m.round)}})
@@ -272,7 +273,7 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 	m.round = max(m.round, e.Beat.Round)
 	if e.Beat.Settled && !m.settled {
 		// The cluster has been working all along: nothing to gather for.
-		m.settled = true
+		m.settled, m.cold = true, false
 		if m.role == rolePrimary {
 			m.gathered(fmt.Sprintf("%s has been working before", h.name))
 		}

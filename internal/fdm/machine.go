@@ -36,6 +36,8 @@ type Machine struct {
 	round      uint64
 	reign      uint64 // grows whenever role changes; closures of an older one are void
 	primary    model.HostID
+	cold       bool // this reign began without a predecessor, and nobody knows of one
+	coldID     string
 	settled    bool // the cluster is known to have worked in this life: nothing to gather for
 	candidate  candidacy
 	barred     time.Duration // no candidate before

@@ -405,6 +405,34 @@ func TestTakeoverNamesTheSlotAsRead(t *testing.T) {
 	t.Fatal("no take-over")
 }
 
+// TestOneContentProvesNoReboot: a slot that shows another boot id once may be a
+// late write of an older boot; two heartbeats in a row prove the boot.
+func TestOneContentProvesNoReboot(t *testing.T) {
+	b := newBench(t, chaosConfig(1))
+	st := b.m.stores["ds1"]
+	rec := model.LockRecord{Lock: "v1", Epoch: 2, State: model.LockHeld, Owner: "a", Boot: "old"}
+	read := func(boot model.BootID, inc, seq uint64) bool {
+		b.now += 500 * time.Millisecond
+		b.m.now, st.ok, st.readAt = b.now, true, b.now
+		s := model.Slot{Host: "a", Boot: boot, Incarnation: inc, Sequence: seq, Lease: 5 * time.Second}
+		b.m.noteSlot(st, &model.SlotReading{Host: "a", Valid: true, Slot: s,
+			Identity: model.SlotIdentity{Boot: boot, Sequence: seq, Digest: fmt.Sprint(boot, inc, seq)}}, b.now, b.now)
+		return b.m.disowned(st, rec)
+	}
+	for i, c := range []struct {
+		boot     model.BootID
+		inc, seq uint64
+		want     bool
+	}{
+		{"new", 1, 7, false}, {"new", 1, 7, false}, {"late", 1, 3, false}, {"new", 1, 8, false},
+		{"new", 2, 1, false}, {"new", 2, 2, true}, {"new", 2, 2, true}, {"old", 1, 9, false},
+	} {
+		if got := read(c.boot, c.inc, c.seq); got != c.want {
+			t.Errorf("reading %d (%s, %d, %d): disowned %v, want %v", i, c.boot, c.inc, c.seq, got, c.want)
+		}
+	}
+}
+
 // TestAgeOfASlot: from the end of the first read that returned its bytes to
 // the start of the last.
 func TestAgeOfASlot(t *testing.T) {

@@ -39,6 +39,33 @@ type slotSeen struct {
 	first   time.Duration
 	latest  time.Duration
 	changed bool // seen to change since the first read
+
+	// lives is the content with which the present boot was first seen, before
+	// the boot seen before it, and proven tells that a later heartbeat of the
+	// same life followed: one content alone may be a late write of an older boot.
+	lives  model.Slot
+	before model.BootID
+	proven bool
+}
+
+// noteBoot takes in a valid content; true when it proves that the host runs
+// under its boot id.
+func (s *slotSeen) noteBoot(next model.Slot) bool {
+	switch {
+	case !s.valid || s.lives.Boot != next.Boot:
+		if s.valid {
+			s.before = s.lives.Boot
+		}
+		s.lives, s.proven = next, false
+	case s.lives.Incarnation != next.Incarnation:
+		if !s.proven {
+			s.lives = next
+		}
+	case !s.proven && next.Sequence > s.lives.Sequence:
+		s.proven = true
+		return true
+	}
+	return false
 }
 
 // age is the time that the writer's heartbeat has provably not moved.
@@ -117,10 +144,10 @@ func (m *Machine) noteSlot(st *store, r *model.SlotReading, started, completed t
 	}
 	s.latest = max(started, s.first)
 	if r.Valid {
-		reborn := s.valid && s.slot.Boot != r.Slot.Boot
+		proven := s.noteBoot(r.Slot)
 		s.slot, s.valid = r.Slot, true
-		if reborn && m.role == rolePrimary {
-			m.rebooted(r.Host, r.Slot.Boot)
+		if proven && m.role == rolePrimary {
+			m.bootProven(r.Host, s)
 		}
 	}
 }
@@ -156,9 +183,10 @@ func (m *Machine) planEarly(st *store) {
 	m.after(due-m.now, m.reigning(func() { m.readSlots(st) }))
 }
 
-// bootOf is the boot that a host's slot shows on st, if it is known.
+// bootOf is the boot under which a host provably writes its slot on st, if it
+// is known.
 func (m *Machine) bootOf(st *store, host model.HostID) model.BootID {
-	if s := st.slots[host]; s != nil && s.valid && m.readable(st) {
+	if s := st.slots[host]; s != nil && s.valid && s.proven && m.readable(st) {
 		return s.slot.Boot
 	}
 	return ""

@@ -328,7 +328,23 @@ func (m *Machine) shownConnected(h *member, why string) {
 	m.setState(h, model.HostConnected, why)
 }
 
-// rebooted: a slot shows another boot of its host: what the former boot ran is
+// bootProven: two heartbeats in a row carry the same boot id. If another was
+// seen before, or a lock names another, that boot is over.
+func (m *Machine) bootProven(name model.HostID, s *slotSeen) {
+	if s.before != "" {
+		s.before = ""
+		m.rebooted(name, s.slot.Boot)
+		return
+	}
+	for _, id := range sortedKeys(m.vms) {
+		v := m.vms[id]
+		if v.lockKnown && v.lock.Holder() == name && v.lock.Boot != s.slot.Boot {
+			m.evaluate(v)
+		}
+	}
+}
+
+// rebooted: a host runs under another boot id: what the former boot ran is
 // gone.
 func (m *Machine) rebooted(name model.HostID, boot model.BootID) {
 	h := m.members[name]
@@ -364,6 +380,9 @@ func (m *Machine) finishFailover(f *failover) {
 	}
 	delete(m.failovers, f.id)
 	text := fmt.Sprintf("failover of %s is done: %d VMs", f.host, f.total)
+	if f.id == m.coldID {
+		text = fmt.Sprintf("restarts after the start of the whole cluster are done: %d VMs", f.total)
+	}
 	if f.stuck > 0 {
 		text += fmt.Sprintf(", %d of them not running: see their reasons", f.stuck)
 	}

@@ -39,6 +39,7 @@ type vm struct {
 	triedAt  time.Duration
 
 	dirtyAt    uint64 // list version that will hold the last change
+	seen       bool   // to run in this reign, or managed only since
 	shown      bool   // told to people as protected
 	inFailover string
 	forgetOff  bool // the record of its last stop is not to count again
@@ -200,6 +201,7 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 		p.Down = nil
 	}
 	m.leaveFailover(v)
+	v.seen = true
 	v.reason, v.fence, v.standing, v.fault, v.said = "", false, false, "", ""
 	v.nextTry, v.lockKnown = 0, false
 	delete(m.waiting, p.ID)
