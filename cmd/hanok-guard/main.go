@@ -6,10 +6,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,10 +17,11 @@ import (
 	"hanok.dev/hanok/internal/guard/hook"
 	"hanok.dev/hanok/internal/guard/ipc"
 	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/logging"
 	"hanok.dev/hanok/internal/paths"
 )
 
-const usage = `hanok-guard run           guard this host until told to stop
+const usage = `hanok-guard run           guard this host until told to stop; --log auto|journal|syslog|stderr
 hanok-guard status        show the guard's view as JSON
 hanok-guard hook ARGS     answer libvirt's hook; the domain's XML is on standard input
 hanok-guard install-hook  install the libvirt hook script
@@ -40,8 +41,17 @@ func run(args []string) int {
 	case "run":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
+		target, ok := logTarget(args[1:])
+		if !ok {
+			fmt.Fprint(os.Stderr, usage)
+			return 2
+		}
+		log, err := logging.New(target, "guard", os.Stderr)
+		if err != nil {
+			return report(err)
+		}
 		opts := guard.DefaultOptions()
-		opts.Log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("identity", "guard")
+		opts.Log = log
 		return report(guard.Run(ctx, opts))
 	case "status":
 		return report(status())
@@ -61,6 +71,20 @@ func run(args []string) int {
 	}
 	fmt.Fprint(os.Stderr, usage)
 	return 2
+}
+
+// logTarget reads run's only flag.
+func logTarget(args []string) (logging.Target, bool) {
+	switch {
+	case len(args) == 0:
+		return logging.Auto, true
+	case len(args) == 2 && args[0] == "--log":
+		return logging.Target(args[1]), true
+	case len(args) == 1:
+		t, ok := strings.CutPrefix(args[0], "--log=")
+		return logging.Target(t), ok
+	}
+	return "", false
 }
 
 func report(err error) int {

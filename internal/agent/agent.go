@@ -32,6 +32,9 @@ type Config struct {
 	// StateDir keeps the events, Socket is where the local API is served.
 	StateDir string
 	Socket   string
+	// Metrics is the TCP address of metrics and health; "" for none. Whoever
+	// reaches it reads names and states: keep it on loopback or behind a proxy.
+	Metrics string
 	// Hypervisor runs this host's domains. The agent closes it.
 	Hypervisor hypervisor.Driver
 	Ports      Ports
@@ -83,6 +86,7 @@ type Agent struct {
 	log   *slog.Logger
 	store config.Store
 	count counters
+	told  counters // events by severity
 
 	host   model.HostID
 	start  uint64
@@ -167,6 +171,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.serve(ctx, failed); err != nil {
 		return err
 	}
+	a.observe(ctx)
 	if !a.initialise(ctx, failed) {
 		select {
 		case err := <-failed:
@@ -316,11 +321,14 @@ func (a *Agent) setHypervisor(up bool, why string) {
 func (a *Agent) localPart() local.Local {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := local.Local{Notices: a.notices, Hypervisor: a.hvUp, HypervisorProblem: a.hvWhy, Counters: a.count.all()}
+	out := local.Local{Notices: a.notices, Hypervisor: a.hvUp, HypervisorProblem: a.hvWhy, Counters: a.count.all(), Events: a.told.all()}
 	if a.trouble != nil {
 		out.Error, out.Remedy = a.trouble.err.Error(), a.trouble.remedy
 	}
 	if a.transport != nil && a.trouble == nil {
+		if at := a.transport.CertificateExpires(); !at.IsZero() {
+			out.CertificateExpires = at.Unix()
+		}
 		for k, n := range a.transport.Counters() {
 			out.Counters["wire."+k] = n
 		}

@@ -115,8 +115,9 @@ func (f *fakeTransport) Configure(c *config.Cluster) error {
 	f.configured = append(f.configured, c.Version)
 	return nil
 }
-func (f *fakeTransport) Counters() map[string]uint64 { return map[string]uint64{"forged": 7} }
-func (f *fakeTransport) Close() error                { return nil }
+func (f *fakeTransport) Counters() map[string]uint64   { return map[string]uint64{"forged": 7} }
+func (f *fakeTransport) CertificateExpires() time.Time { return time.Unix(2e9, 0) }
+func (f *fakeTransport) Close() error                  { return nil }
 
 type fakeGuard struct {
 	notices chan lease.Notice

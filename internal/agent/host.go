@@ -141,6 +141,8 @@ func (n *node) Counters() map[string]uint64 {
 	return out
 }
 
+func (n *node) CertificateExpires() time.Time { return n.creds.Expires }
+
 func (n *node) Close() error {
 	n.configuring.Lock()
 	defer n.configuring.Unlock()

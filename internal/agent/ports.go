@@ -31,6 +31,8 @@ type Transport interface {
 	Configure(c *config.Cluster) error
 	// Counters counts what was refused or dropped, by reason.
 	Counters() map[string]uint64
+	// CertificateExpires is the end of this host's certificate.
+	CertificateExpires() time.Time
 	Close() error
 }
 

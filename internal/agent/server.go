@@ -83,24 +83,33 @@ func (a *Agent) ready(w http.ResponseWriter) bool {
 var errLoop = errors.New("the agent's main loop does not answer")
 
 func (a *Agent) serveStatus(w http.ResponseWriter, r *http.Request) {
+	s, err := a.Status(r.Context())
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, err, "look at its log; `kill -QUIT` makes it write what it does")
+		return
+	}
+	reply(w, s)
+}
+
+// Status is what this host knows of its cluster. It fails when the main loop
+// does not answer.
+func (a *Agent) Status(ctx context.Context) (local.Status, error) {
 	s := local.Status{Software: version.Version, Role: model.RoleNone, State: model.HostInitError,
 		Hosts: []local.Host{}, VMs: []local.VM{}, Datastores: []local.Datastore{}}
 	s.Local = a.localPart()
 	if s.Local.Error == "" {
 		s.Host, s.Cluster = a.host, a.setup.Load().cluster.Name
 		s.ConfigVersion = a.setup.Load().cluster.Version
-		ok := a.ask(r.Context(), func(m core) { s.SetView(m.View(a.cfg.Ports.Now())) })
-		if !ok {
-			refuse(w, http.StatusServiceUnavailable, errLoop, "look at its log; `kill -QUIT` makes it write what it does")
-			return
+		if !a.ask(ctx, func(m core) { s.SetView(m.View(a.cfg.Ports.Now())) }) {
+			return s, errLoop
 		}
 		if h := s.HostByName(s.Host); h != nil {
 			s.Role, s.State = h.Role, h.State
 		}
-		a.addGuard(r.Context(), &s.Local)
+		a.addGuard(ctx, &s.Local)
 	}
 	s.FindProblems()
-	reply(w, s)
+	return s, nil
 }
 
 // addGuard asks the guard itself, for figures of this moment.
@@ -121,6 +130,7 @@ func (a *Agent) addGuard(ctx context.Context, l *local.Local) {
 			st = *r.Status
 		}
 	}
+	l.Armed, l.ArmedWhy, l.HookSeen, l.Warnings = st.Armed, st.ArmedWhy, st.HookSeen, st.Warnings
 	l.LongestWriteSeconds = st.LongestWrite.Seconds()
 	l.Leases = local.Leases(st.Datastores)
 	for _, v := range st.VMs {

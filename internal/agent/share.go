@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -136,6 +137,7 @@ func (a *Agent) emit(now time.Duration, e event.Event) {
 	}
 	e.Wall = time.Now().Add(e.At - now).UTC().Round(time.Millisecond)
 	a.keep(e)
+	a.told.add(string(cmp.Or(e.Severity, event.Info)))
 	level := map[event.Severity]func(string, ...any){event.Warning: a.log.Warn, event.Error: a.log.Error}[e.Severity]
 	if level == nil {
 		level = a.log.Info

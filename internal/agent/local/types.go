@@ -136,6 +136,12 @@ type Local struct {
 	GuardProblem      string   `json:"guardProblem,omitempty"`
 	Hypervisor        bool     `json:"hypervisor"`
 	HypervisorProblem string   `json:"hypervisorProblem,omitempty"`
+	// Armed, HookSeen and Warnings are the guard's own account of this host;
+	// ArmedWhy is why it is not armed.
+	Armed    bool     `json:"armed"`
+	ArmedWhy string   `json:"armedWhy,omitempty"`
+	HookSeen bool     `json:"hookSeen"`
+	Warnings []string `json:"warnings,omitempty"`
 	// LongestWriteSeconds is the longest heartbeat write since the guard
 	// started.
 	LongestWriteSeconds float64 `json:"longestWriteSeconds"`
@@ -143,6 +149,11 @@ type Local struct {
 	Locks               []Lock  `json:"locks,omitempty"`
 	// Counters count what was dropped, refused or late since the agent started.
 	Counters map[string]uint64 `json:"counters"`
+	// Events counts this host's own events since the agent started, by severity.
+	Events map[string]uint64 `json:"events,omitempty"`
+	// CertificateExpires is the end of this host's certificate, in seconds
+	// since 1970; 0 while there is none.
+	CertificateExpires int64 `json:"certificateExpires,omitempty"`
 }
 
 // Lock is a VM's lock that this host's guard holds.
