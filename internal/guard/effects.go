@@ -35,7 +35,7 @@ func (g *Guard) carryOut(e *lease.Effect) {
 	case lease.EffPet:
 		// An order that waits for a device that hangs must not be carried out
 		// by what the machine knew long ago.
-		g.dog.pet(min(e.Before, datastore.BootTime()+4*model.PetPeriod))
+		g.dog.pet(pet{min(e.Before, datastore.BootTime()+4*model.PetPeriod), e.Timeout})
 	case lease.EffReply:
 		g.server.Reply(e.Conn, e.Reply)
 	case lease.EffSubscribe:

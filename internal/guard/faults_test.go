@@ -269,5 +269,5 @@ func waitLapsed(t *testing.T, h *host) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the lease is over", func() bool { return datastore.BootTime() > s.Stores[0].S+s.Stores[0].Lease })
+	eventually(t, "the lease is over", func() bool { return datastore.BootTime() > s.Stores[0].Limits.End })
 }

@@ -156,7 +156,7 @@ func (g *Guard) run(ctx context.Context, cluster *config.Cluster, warnings []str
 		return err
 	}
 	g.saver = startSaver(g.opts.ManagedFile, g.opts.Log)
-	g.dog = startWatchdog(g.opts.Watchdog, cluster.Timing().Watchdog, g.deliver)
+	g.dog = startWatchdog(g.opts.Watchdog, g.deliver)
 	g.server, err = ipc.Listen(g.opts.Socket, g.opts.UID, handler{g})
 	if err != nil {
 		close(g.quit)
@@ -185,7 +185,6 @@ func (g *Guard) loop(ctx context.Context) {
 		case ev = <-g.events:
 		case c := <-g.clusters:
 			cfg := g.leaseConfig(c)
-			g.dog.setTimeout(c.Timing().Watchdog)
 			ev = lease.Event{Kind: lease.EvConfig, Config: &cfg}
 			g.opts.Log.Info("cluster file", "version", c.Version)
 		case <-timer.C:

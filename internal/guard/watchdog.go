@@ -21,38 +21,33 @@ const watchdogRetry = 5 * time.Second
 type watchdog struct {
 	path    string
 	deliver func(lease.Event)
-	pets    chan time.Duration // the latest time of a pet
-	timeout chan time.Duration // a new time-out
-	quit    chan bool          // true: disarm
+	pets    chan pet
+	quit    chan bool // true: disarm
 	done    chan struct{}
 	on      atomic.Bool
 	fd      int           // -1 while not open
+	timeout time.Duration // that it has, or is being set to
 	tried   time.Duration // when it was last opened or set; 0: to be done at once
 }
 
-func startWatchdog(path string, timeout time.Duration, deliver func(lease.Event)) *watchdog {
-	w := &watchdog{path: path, deliver: deliver, pets: make(chan time.Duration, 1),
-		timeout: make(chan time.Duration, 1), quit: make(chan bool, 1), done: make(chan struct{}), fd: -1}
-	go w.run(timeout)
+// pet is an order to feed the watchdog, not later than before, and to set its
+// time-out if it has another.
+type pet struct{ before, timeout time.Duration }
+
+func startWatchdog(path string, deliver func(lease.Event)) *watchdog {
+	w := &watchdog{path: path, deliver: deliver, pets: make(chan pet, 1),
+		quit: make(chan bool, 1), done: make(chan struct{}), fd: -1}
+	go w.run()
 	return w
 }
 
-// pet opens or feeds the watchdog unless it is later than before by the time it
-// is done, or the device is still busy with the last one.
-func (w *watchdog) pet(before time.Duration) {
+// pet opens or feeds the watchdog unless it is too late by the time it is done,
+// or the device is still busy with the last one.
+func (w *watchdog) pet(p pet) {
 	select {
-	case w.pets <- before:
+	case w.pets <- p:
 	default:
 	}
-}
-
-// setTimeout changes the device's time-out.
-func (w *watchdog) setTimeout(d time.Duration) {
-	select {
-	case <-w.timeout:
-	default:
-	}
-	w.timeout <- d // only the loop sends
 }
 
 func (w *watchdog) armed() bool { return w.on.Load() }
@@ -67,19 +62,19 @@ func (w *watchdog) stop(disarm bool) {
 	}
 }
 
-func (w *watchdog) run(timeout time.Duration) {
+func (w *watchdog) run() {
 	defer close(w.done)
 	for {
 		select {
-		case before := <-w.pets:
-			if now := datastore.BootTime(); now <= before {
-				w.petNow(now, timeout)
+		case p := <-w.pets:
+			now := datastore.BootTime()
+			if now > p.before {
+				continue
 			}
-		case d := <-w.timeout:
-			if d != timeout {
-				timeout, w.tried = d, 0
-				w.report(fmt.Errorf("the time-out of %s is being changed to %v", w.path, d))
+			if p.timeout != w.timeout {
+				w.timeout, w.tried = p.timeout, 0
 			}
+			w.petNow(now)
 		case disarm := <-w.quit:
 			if w.fd >= 0 {
 				if disarm {
@@ -94,22 +89,22 @@ func (w *watchdog) run(timeout time.Duration) {
 
 // petNow feeds the device. One that is not open or not set is tried first, now
 // and then.
-func (w *watchdog) petNow(now, timeout time.Duration) {
+func (w *watchdog) petNow(now time.Duration) {
 	due := w.tried == 0 || now-w.tried >= watchdogRetry
 	switch {
 	case w.fd < 0 && due:
 		w.tried = now
-		w.open(timeout)
+		w.open()
 	case w.fd >= 0 && due && (w.tried == 0 || !w.on.Load()):
 		w.tried = now
-		w.set(timeout)
+		w.set()
 	case w.fd >= 0:
 		w.feed()
 	}
 }
 
 // open starts the watchdog: it ticks from now on.
-func (w *watchdog) open(timeout time.Duration) {
+func (w *watchdog) open() {
 	if w.path == "" {
 		w.report(fmt.Errorf("no watchdog device is configured"))
 		return
@@ -122,14 +117,14 @@ func (w *watchdog) open(timeout time.Duration) {
 		w.report(fmt.Errorf("open %s: %w", w.path, err))
 	default:
 		w.fd = fd
-		w.set(timeout)
+		w.set()
 	}
 }
 
 // set tells the device its time-out and checks what it made of it: a device
 // that rounds up would reset the host later than others count on.
-func (w *watchdog) set(timeout time.Duration) {
-	want := int(timeout / time.Second)
+func (w *watchdog) set() {
+	want := int(w.timeout / time.Second)
 	if err := unix.IoctlSetPointerInt(w.fd, unix.WDIOC_SETTIMEOUT, want); err != nil {
 		w.report(fmt.Errorf("set the time-out of %s to %d s: %w", w.path, want, err))
 		return
@@ -157,7 +152,7 @@ func (w *watchdog) feed() {
 // report tells the machine whether the device does what the slot promises.
 func (w *watchdog) report(err error) {
 	w.on.Store(err == nil)
-	ev := lease.Event{Kind: lease.EvWatchdog, On: err == nil, Open: w.fd >= 0}
+	ev := lease.Event{Kind: lease.EvWatchdog, On: err == nil, Open: w.fd >= 0, Timeout: w.timeout}
 	if err != nil {
 		ev.Text = err.Error()
 	}

@@ -19,29 +19,28 @@ func TestWatchdogIsOpenedOnlyWhenItMayBeFed(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := make(chan lease.Event, 16)
-	w := startWatchdog(path, 3*time.Second, func(ev lease.Event) { events <- ev })
+	w := startWatchdog(path, func(ev lease.Event) { events <- ev })
 	defer w.stop(false)
-	send := func(before time.Duration) {
+	send := func(before, timeout time.Duration) {
 		t.Helper()
 		select {
-		case w.pets <- before:
+		case w.pets <- pet{before, timeout}:
 		case <-time.After(10 * time.Second):
 			t.Fatal("the watchdog does not take a pet")
 		}
 	}
 	for range 3 { // the first two have been dealt with when the third is taken
-		send(datastore.BootTime() - time.Second)
+		send(datastore.BootTime()-time.Second, 3*time.Second)
 	}
-	w.setTimeout(5 * time.Second)
 	for range 3 {
-		send(datastore.BootTime() - time.Second)
+		send(datastore.BootTime()-time.Second, 5*time.Second)
 	}
 	for len(events) > 0 {
 		if ev := <-events; ev.Open {
 			t.Fatalf("it was opened although it may not be fed: %+v", ev)
 		}
 	}
-	send(datastore.BootTime() + time.Minute)
+	send(datastore.BootTime()+time.Minute, 5*time.Second)
 	deadline := time.After(10 * time.Second)
 	for {
 		select {

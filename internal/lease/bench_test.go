@@ -12,7 +12,7 @@ import (
 // with 20 running VMs.
 func BenchmarkIdleSecond(b *testing.B) {
 	var vms []ManagedVM
-	saved := &Saved{Host: "host1", Boot: "b1", Stores: []SavedStore{{Name: "ds1", HasS: true, Lease: 5 * time.Second}}}
+	saved := &Saved{Host: "host1", Boot: "b1", Stores: []SavedStore{{Name: "ds1", HasS: true, Limits: limitsOf(0, model.TimingFast)}}}
 	var procs []Proc
 	for i := range 20 {
 		v := ManagedVM{ID: model.VMID(fmt.Sprintf("aaaaaaaa-0000-0000-0000-%012d", i)), Home: "ds1"}
@@ -35,7 +35,7 @@ func BenchmarkIdleSecond(b *testing.B) {
 			}
 		}
 	}
-	step(Event{Kind: EvWatchdog, On: true, Open: true})
+	step(Event{Kind: EvWatchdog, On: true, Open: true, Timeout: model.TimingFast.Watchdog})
 	b.ReportAllocs()
 	for b.Loop() {
 		for end := now + time.Second; now < end; {

@@ -332,7 +332,7 @@ func (m *Machine) bootProven(c *chain, slot model.SlotReading, judged bool) bool
 	if c.proofUntil == 0 {
 		c.proofUntil = m.now + 5*m.cfg.Timing.Interval
 		if judged {
-			c.proofUntil = m.now + m.cfg.Timing.StaleAfter()
+			c.proofUntil = m.now + m.staleAfter(slot)
 			c.deadline = max(c.deadline, c.proofUntil+ClaimLimit/2)
 		}
 	}

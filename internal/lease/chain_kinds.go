@@ -167,7 +167,8 @@ func (m *Machine) forceProof(c *chain, slot model.SlotReading) {
 	switch {
 	case c.proofUntil == 0:
 		c.proof = slot
-		c.proofUntil = m.now + m.cfg.Timing.StaleAfter()
+		c.proofUntil = m.now + m.staleAfter(slot)
+		c.deadline = max(c.deadline, c.proofUntil+ClaimLimit/2)
 	case c.proof.Identity.Digest != slot.Identity.Digest:
 		r := c.prev
 		m.finish(c, Reply{Code: CodeOwnerAlive, Record: &r,

@@ -52,7 +52,8 @@ const (
 	// EvConnLost: a connection ended; nobody waits for its replies. Conn.
 	EvConnLost
 	// EvWatchdog: the watchdog device was opened, failed or changed. On: it
-	// does what the timing asks for; Open: it is open and ticks; Text: why not.
+	// keeps the time-out of the last pet, Timeout; Open: it is open and ticks;
+	// Text: why not.
 	EvWatchdog
 	// EvHookLost: the libvirt daemon that proved the hook has ended.
 	EvHookLost
@@ -92,6 +93,7 @@ type Event struct {
 	Took    time.Duration
 	On      bool
 	Open    bool
+	Timeout time.Duration
 	Text    string
 	Request *Request
 	Config  *Config
@@ -142,8 +144,8 @@ const (
 	// EffKill: kill all processes of VM; EvGone follows when they are gone,
 	// also if there were none.
 	EffKill
-	// EffPet: feed the watchdog, or open it and tell it its time-out, which
-	// feeds it too; not later than Before.
+	// EffPet: feed the watchdog; not later than Before. If it is not open or has
+	// another time-out than Timeout, that is set, which feeds it too.
 	EffPet
 	// EffReply: answer on connection Conn with Reply.
 	EffReply
@@ -166,6 +168,7 @@ type Effect struct {
 	VM        model.VMID
 	Host      model.HostID
 	Before    time.Duration
+	Timeout   time.Duration
 	Slot      model.Slot
 	Known     []string
 	Record    model.LockRecord

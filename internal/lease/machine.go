@@ -46,7 +46,9 @@ type lockKey struct {
 
 // Machine is the guard of one host. See the package comment for its contract.
 type Machine struct {
-	cfg  Config
+	cfg Config
+	// next is a timing that waits for the watchdog, see retime.
+	next *model.Timing
 	now  time.Duration
 	out  []Effect
 	op   uint64
@@ -101,9 +103,10 @@ type agentState struct {
 }
 
 type watchdogState struct {
-	on      bool // it does what the timing asks for
+	on      bool // it does what it was told
 	open    bool // it ticks
 	why     string
+	timeout time.Duration // that it keeps while on, or kept when last on
 	nextPet time.Duration
 	holding bool // not petting, said so
 }
@@ -203,7 +206,7 @@ func (m *Machine) handle(ev *Event) {
 	case EvConnLost:
 		m.connLost(ev.Conn)
 	case EvWatchdog:
-		m.watchdog.open = ev.Open
+		m.watchdogReport(ev)
 		if m.watchdog.on != ev.On || m.watchdog.why != ev.Text {
 			m.watchdog.on, m.watchdog.why = ev.On, ev.Text
 			m.watchdog.nextPet = m.now
@@ -250,7 +253,7 @@ func (m *Machine) Next() time.Duration {
 			at(s.nextWrite)
 		}
 		if s.leased {
-			at(s.freezeAt(m.cfg.Timing.Margin))
+			at(s.limits.Freeze)
 		}
 		if s.list.cleanup && s.leased && m.chains[lockKey{s.cfg.Name, model.ListLock}] == nil {
 			at(s.list.retryAt)
@@ -353,7 +356,7 @@ func (m *Machine) Tracked() map[model.VMID]ManagedVM {
 }
 
 func (m *Machine) reconfigure(c *Config) {
-	m.cfg.Timing = c.Timing
+	m.retime(c.Timing)
 	m.setStores(c.Datastores)
 	m.statusDirty = true
 }

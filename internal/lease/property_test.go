@@ -98,7 +98,7 @@ func (w *world) accidents(h *simHost) {
 	if !w.chance(0.004) {
 		return
 	}
-	switch w.rng.IntN(14) {
+	switch w.rng.IntN(16) {
 	case 0:
 		h.powerOff("power")
 	case 1:
@@ -133,6 +133,10 @@ func (w *world) accidents(h *simHost) {
 		h.plans = append(h.plans, plan{w.now + w.upTo(10*time.Second), h.healStorage})
 	case 7, 8:
 		h.loseNetwork()
+	case 14, 15:
+		if h.m != nil && !h.stopped {
+			h.reconfigure()
+		}
 	}
 }
 
@@ -234,7 +238,7 @@ func (w *world) granted(h *simHost, lock string, epoch model.Epoch) {
 // takeable: silent on the network and a slot that rests, both for longer than
 // two drifting clocks can explain.
 func (w *world) takeable(owner model.HostID) bool {
-	stale := time.Duration(float64(model.TimingFast.StaleAfter()))
+	stale := model.StaleAfter(w.slots[owner].Slot.Lease)
 	if w.breakRule == "stale" {
 		stale = 2 * time.Second
 	}
@@ -383,10 +387,9 @@ func (w *world) check() {
 
 // checkPet is guard rule 2, from what the world knows.
 func (h *simHost) checkPet() {
-	t := model.TimingFast
 	s := h.m.stores[0]
 	for id, p := range h.procs {
-		if p.resumed && !p.frozen && p.placed && h.clock()-s.s+t.WatchdogMax > s.lease {
+		if p.resumed && !p.frozen && p.placed && h.clock() > s.limits.Pet {
 			h.w.fail("%s feeds its watchdog %v after the last heartbeat while %s runs", h.id, h.clock()-s.s, id)
 		}
 	}

@@ -358,10 +358,9 @@ func (m *Machine) listDuties() {
 }
 
 // contact reports whether the owner of the lists hears this host, so that it
-// will not take its VMs. It counts for L − Wmax only: a host that loses contact
+// will not take its VMs on s. It counts for L − Wmax only: a host that loses contact
 // stops feeding its watchdog early enough to be reset within L of that moment,
 // and nobody takes its VMs before it was silent for longer than L.
-func (m *Machine) contact() bool {
-	t := m.cfg.Timing
-	return m.agent.heard && m.agent.beat.Contact && m.now < m.agent.last-m.agent.beat.ContactAge+t.Lease-t.WatchdogMax
+func (m *Machine) contact(s *store) bool {
+	return m.agent.heard && m.agent.beat.Contact && m.now < m.agent.last-m.agent.beat.ContactAge+s.limits.Contact
 }

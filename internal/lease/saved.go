@@ -24,7 +24,7 @@ type SavedStore struct {
 	Name     model.DatastoreName `json:"name"`
 	HasS     bool                `json:"hasS"`
 	S        time.Duration       `json:"s"`
-	Lease    time.Duration       `json:"lease"`
+	Limits   limits              `json:"limits"`
 	Sequence uint64              `json:"sequence"`
 	// Known are the digests that the slot may have.
 	Known     []string      `json:"known"`
@@ -60,7 +60,7 @@ type SavedOrphan struct {
 func (m *Machine) Saved() Saved {
 	out := Saved{Host: m.cfg.Host, Boot: m.cfg.Boot, Incarnation: m.incN, Agent: m.agent.sequence}
 	for _, s := range m.stores {
-		o := SavedStore{Name: s.cfg.Name, HasS: s.hasS, S: s.s, Lease: s.lease, Sequence: s.sequence,
+		o := SavedStore{Name: s.cfg.Name, HasS: s.hasS, S: s.s, Limits: s.limits, Sequence: s.sequence,
 			Known: slices.Clone(s.known), Changed: s.changed, ChangedAt: s.changedAt, ListCleanup: s.list.cleanup}
 		if s.list.held {
 			o.ListTerm, o.ListNonce = s.list.term, s.list.nonce
@@ -96,7 +96,7 @@ func (m *Machine) restore(saved *Saved) {
 			s = &store{cfg: DatastoreConfig{Name: o.Name, Fence: model.FenceNone}}
 			m.stores = append(m.stores, s)
 		}
-		s.hasS, s.s, s.lease, s.sequence = o.HasS, o.S, o.Lease, o.Sequence
+		s.hasS, s.s, s.limits, s.sequence = o.HasS, o.S, o.Limits, o.Sequence
 		s.known = slices.Clone(o.Known)
 		// A write of the predecessor may still be on its way.
 		s.late = slices.Clone(o.Known)

@@ -17,7 +17,7 @@ func (m *Machine) Status(now time.Duration) Status {
 	for _, s := range m.stores {
 		d := DatastoreStatus{Name: s.cfg.Name, OK: s.leased}
 		if s.hasS {
-			d.LeaseLeft = s.s + s.lease - now
+			d.LeaseLeft = s.limits.End - now
 		}
 		if s.list.held {
 			d.ListTerm = s.list.term

@@ -13,10 +13,10 @@ type store struct {
 	cfg DatastoreConfig
 
 	// s is the start of the last successful write; hasS tells whether there
-	// was one in this boot. lease is the lease that write promised.
-	s     time.Duration
-	hasS  bool
-	lease time.Duration
+	// was one in this boot. limits is what others may conclude from it.
+	s      time.Duration
+	hasS   bool
+	limits limits
 	// leased: the lease is valid. lapses counts its ends, so that an answer
 	// can tell whether the lease was valid all the time since its question.
 	leased bool
@@ -28,6 +28,7 @@ type store struct {
 	op        uint64   // write in flight
 	started   time.Duration
 	writing   model.Slot
+	promised  limits // by the write in flight
 	writingID string
 	nextWrite time.Duration
 	hung      bool // the write in flight takes suspiciously long
@@ -42,9 +43,6 @@ type store struct {
 
 	list listState
 }
-
-// freezeAt is when the lease no longer permits running VMs: s + L - M.
-func (s *store) freezeAt(margin time.Duration) time.Duration { return s.s + s.lease - margin }
 
 func (m *Machine) store(name model.DatastoreName) *store {
 	for _, s := range m.stores {
@@ -96,7 +94,7 @@ func (m *Machine) leaseOK(ds model.DatastoreName) bool {
 // lapse ends the leases whose time is over and suspects all that lives by them.
 func (m *Machine) lapse() {
 	for _, s := range m.stores {
-		if s.leased && m.now >= s.freezeAt(m.cfg.Timing.Margin) {
+		if s.leased && m.now >= s.limits.Freeze {
 			m.endLease(s, "no heartbeat could be written to "+string(s.cfg.Name)+" in time")
 		}
 	}
@@ -161,6 +159,10 @@ func (m *Machine) writeSlot(s *store) {
 	s.op = m.newOp()
 	s.started = m.now
 	s.nextWrite = m.now + m.cfg.Timing.Interval
+	s.promised = limitsOf(s.started, m.cfg.Timing)
+	if s.hasS {
+		s.limits = s.limits.earliest(s.promised) // it may land although its answer never comes
+	}
 	m.saveDirty = true
 	m.emit(Effect{Kind: EffWriteSlot, Op: s.op, Datastore: s.cfg.Name, Slot: s.writing, Known: known})
 }
@@ -214,7 +216,7 @@ func (m *Machine) slotWritten(ev *Event) {
 	s.known = append(s.known[:0], s.writingID)
 	// Not saved at once: a successor that knows an older s is only more careful,
 	// and the next write saves it.
-	s.s, s.hasS, s.lease = s.started, true, s.writing.Lease
+	s.s, s.hasS, s.limits = s.started, true, s.promised
 	if s.changed {
 		// The driver accepts a slot that is not this host's last one only
 		// after an administrator's repair.
@@ -226,7 +228,7 @@ func (m *Machine) slotWritten(ev *Event) {
 		s.fault = nil
 		m.statusDirty = true
 	}
-	if m.now >= s.freezeAt(m.cfg.Timing.Margin) {
+	if m.now >= s.limits.Freeze {
 		s.nextWrite = m.now // it took too long to count; try at once
 		return
 	}

@@ -144,8 +144,12 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 		return r.step(at, Event{Kind: EvFroze, Op: r.froze, VM: vmA.ID, Frozen: kinds[arg(0)], Took: 5 * time.Millisecond})
 	case "gone":
 		return r.step(at, Event{Kind: EvGone, VM: vmA.ID})
-	case "watchdog": // on|off
-		return r.step(at, Event{Kind: EvWatchdog, On: arg(0) == "on", Open: arg(0) == "on", Text: map[bool]string{false: "none"}[arg(0) == "on"]})
+	case "watchdog": // on|off [SECONDS]
+		return r.step(at, Event{Kind: EvWatchdog, On: arg(0) == "on", Open: arg(0) == "on", Timeout: seconds(arg(1)), Text: map[bool]string{false: "none"}[arg(0) == "on"]})
+	case "timing": // fast|steady
+		cfg := r.m.cfg
+		cfg.Timing = map[string]model.Timing{"fast": model.TimingFast, "steady": model.TimingSteady}[arg(0)]
+		return r.step(at, Event{Kind: EvConfig, Config: &cfg})
 	case "restart": // [forget]: a new guard in the same boot
 		saved := r.m.Saved()
 		if arg(0) == "forget" {
@@ -179,6 +183,14 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 	}
 	r.t.Fatalf("no command %q", verb)
 	return nil
+}
+
+// seconds is a time-out of the watchdog; by default the profile's.
+func seconds(text string) time.Duration {
+	if n, err := strconv.Atoi(text); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	return model.TimingFast.Watchdog
 }
 
 func fault(kind string) *Fault {
@@ -218,7 +230,11 @@ func (r *replay) answer(kind EffectKind, ev Event) Event {
 func (r *replay) describe(e Effect) string {
 	switch e.Kind {
 	case EffWriteSlot:
-		return fmt.Sprintf("  write slot %d armed=%v known=%v", e.Slot.Sequence, e.Slot.Flags.Has(model.SlotArmed), e.Known)
+		lease := ""
+		if e.Slot.Lease != model.TimingFast.Lease {
+			lease = fmt.Sprintf(" lease=%v", e.Slot.Lease)
+		}
+		return fmt.Sprintf("  write slot %d armed=%v%s known=%v", e.Slot.Sequence, e.Slot.Flags.Has(model.SlotArmed), lease, e.Known)
 	case EffReadSlot:
 		return "  read slot of " + string(e.Host)
 	case EffListLock:
@@ -236,10 +252,14 @@ func (r *replay) describe(e Effect) string {
 	case EffKill:
 		return "  kill a"
 	case EffPet:
-		if e.Before > 24*time.Hour || e.Before > r.m.now+time.Minute {
-			return "  pet"
+		set := ""
+		if e.Timeout != model.TimingFast.Watchdog {
+			set = fmt.Sprintf(" time-out %v", e.Timeout)
 		}
-		return fmt.Sprintf("  pet before %v", e.Before)
+		if e.Before > 24*time.Hour || e.Before > r.m.now+time.Minute {
+			return "  pet" + set
+		}
+		return fmt.Sprintf("  pet before %v%s", e.Before, set)
 	case EffReply:
 		return strings.TrimRight(fmt.Sprintf("  reply %s epoch %d: %s", e.Reply.Code, e.Reply.Epoch, e.Reply.Text), ": ")
 	case EffNotify:

@@ -141,7 +141,7 @@ func (m *Machine) thaw(v *vm) {
 	v.reason = ""
 	m.statusDirty = true
 	s := m.store(v.spec.Home)
-	m.emit(Effect{Kind: EffThaw, VM: v.id, Before: s.freezeAt(m.cfg.Timing.Margin)})
+	m.emit(Effect{Kind: EffThaw, VM: v.id, Before: s.limits.Freeze})
 	if v.running {
 		m.notify(Notice{What: NoticeThawed, VM: v.id, Datastore: v.spec.Home, Epoch: v.epoch,
 			Text: v.name() + " runs again: its lock was claimed again"})
@@ -355,7 +355,7 @@ func (m *Machine) appeared(v *vm, p *Proc, first bool) {
 			m.suspect(v, "it was frozen when the guard started")
 		} else if p.Frozen && v.freeze == unfrozen {
 			// A thaw came too late to be carried out.
-			m.emit(Effect{Kind: EffThaw, VM: v.id, Before: m.store(v.spec.Home).freezeAt(m.cfg.Timing.Margin)})
+			m.emit(Effect{Kind: EffThaw, VM: v.id, Before: m.store(v.spec.Home).limits.Freeze})
 		}
 	case v.lock == lockNone && (m.adopting(v) || !m.mustBeLocked(v, p)):
 	case v.lock == lockNone && !v.foreign:

@@ -15,6 +15,9 @@ func (m *Machine) armed() (bool, string) {
 		return false, m.watchdog.why
 	}
 	t := m.cfg.Timing
+	if m.watchdog.timeout > t.Watchdog {
+		return false, fmt.Sprintf("the watchdog still has a time-out of %v instead of %v", m.watchdog.timeout, t.Watchdog)
+	}
 	slowest := slices.Max(m.freezeTimes[:])
 	least := t.WatchdogMax - t.Watchdog + max(slowest, model.FreezeAllowance) + model.PetPeriod
 	if t.Margin < least {
@@ -35,7 +38,7 @@ func (m *Machine) safe(v *vm) bool {
 		return true
 	case v.freeze == frozenBusy:
 		s := m.store(v.spec.Home)
-		return s != nil && s.fence() != model.FenceReset || m.contact()
+		return s != nil && (s.fence() != model.FenceReset || m.contact(s))
 	}
 	return false
 }
@@ -59,7 +62,7 @@ func (m *Machine) petLimit() (time.Duration, *vm) {
 		}
 		end := time.Duration(-1)
 		if s := m.store(v.spec.Home); s != nil && s.hasS && (v.lock != lockNone || adopted) {
-			end = s.s + s.lease - m.cfg.Timing.WatchdogMax
+			end = s.limits.Pet
 		}
 		if end < limit {
 			limit, by = end, v
@@ -69,7 +72,7 @@ func (m *Machine) petLimit() (time.Duration, *vm) {
 		// What a forgotten predecessor permitted may appear and run.
 		for _, s := range m.stores {
 			if s.hasS {
-				limit = min(limit, s.s+s.lease-m.cfg.Timing.WatchdogMax)
+				limit = min(limit, s.limits.Pet)
 			}
 		}
 	}
@@ -105,5 +108,5 @@ func (m *Machine) pet() {
 	}
 	m.watchdog.holding = false
 	m.watchdog.nextPet = m.now + model.PetPeriod
-	m.emit(Effect{Kind: EffPet, Before: limit})
+	m.emit(Effect{Kind: EffPet, Before: limit, Timeout: m.watchdogTimeout()})
 }

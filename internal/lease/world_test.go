@@ -66,8 +66,11 @@ type simHost struct {
 	pending []Effect // of the last steps, not carried out yet
 	ops     []*simOp
 	dogOn   bool
+	setBy   int // the guard that opened the watchdog
 	lastPet time.Duration
 	biteIn  time.Duration
+	timeout time.Duration // of the watchdog
+	timing  model.Timing  // of the cluster file
 	beatAt  time.Duration
 
 	procs map[model.VMID]*simProc
@@ -104,7 +107,7 @@ func newWorld(rng *rand.Rand, hosts, vms int, fail func(string, ...any)) *world 
 	w.locks[model.ListLock] = []model.LockRecord{{Lock: model.ListLock, Epoch: 1, State: model.LockReleased, Nonce: "created"}}
 	for i := range hosts {
 		h := &simHost{w: w, id: model.HostID(fmt.Sprintf("host%d", i+1)), rate: 1 + (rng.Float64()*2-1)*model.MaxDrift,
-			net: true, watchdog: i != 2, procs: map[model.VMID]*simProc{}}
+			net: true, watchdog: i != 2, timing: model.TimingFast, procs: map[model.VMID]*simProc{}}
 		w.hosts = append(w.hosts, h)
 		h.boot()
 	}
@@ -141,31 +144,51 @@ func (h *simHost) startGuard() {
 	h.guards++
 	h.stopped = false
 	h.pending = nil
-	t := model.TimingFast
-	h.m = New(Config{Host: h.id, Boot: h.bootID(), Incarnation: uint64(h.gen), Timing: t, Predecessor: h.guards > 1,
-		Datastores: []DatastoreConfig{{Name: h.w.ds, Fence: model.FenceReset}}, Managed: h.w.vms,
+	h.m = New(Config{Host: h.id, Boot: h.bootID(), Incarnation: uint64(h.gen), Timing: h.timing, Predecessor: h.guards > 1,
+		Datastores: h.datastores(), Managed: h.w.vms,
 		Nonce:    func() string { h.w.nonce++; return fmt.Sprintf("n%d", h.w.nonce) },
 		Identify: func(_ model.DatastoreName, s model.Slot) string { return digest(s) }}, h.saved)
 	h.w.logf("%s guard %d starts in %s", h.id, h.gen, h.bootID())
-	if h.watchdog {
-		if !h.dogOn {
-			h.dogOn = true
-			h.pet()
-		}
-		h.step(Event{Kind: EvWatchdog, On: true, Open: true})
-	} else {
+	if !h.watchdog {
 		h.step(Event{Kind: EvWatchdog, Text: "none"})
 	}
+}
+
+func (h *simHost) datastores() []DatastoreConfig {
+	return []DatastoreConfig{{Name: h.w.ds, Fence: model.FenceReset}}
+}
+
+// reconfigure gives the host the other profile of timings.
+func (h *simHost) reconfigure() {
+	if h.timing = model.TimingSteady; h.w.chance(0.5) {
+		h.timing = model.TimingFast
+	}
+	h.w.logf("%s gets a lease of %v", h.id, h.timing.Lease)
+	h.w.stats["retimed"]++
+	h.step(Event{Kind: EvConfig, Config: &Config{Timing: h.timing, Datastores: h.datastores()}})
 }
 
 func digest(s model.Slot) string {
 	return fmt.Sprintf("%s/%s/%d/%d/%d", s.Host, s.Boot, s.Incarnation, s.Sequence, s.Flags)
 }
 
-func (h *simHost) pet() {
-	t := model.TimingFast
+// pet feeds the watchdog; one that is not open, is another guard's or has
+// another time-out is set, unless that fails just now.
+func (h *simHost) pet(timeout time.Duration) {
+	set := !h.dogOn || h.setBy != h.gen || h.timeout != timeout
+	if set && h.w.chance(0.1) {
+		h.step(Event{Kind: EvWatchdog, Open: h.dogOn, Timeout: timeout, Text: "the device is busy"})
+		return
+	}
 	h.lastPet = h.w.now
-	h.biteIn = time.Duration(float64(t.Watchdog)/h.rate) + h.w.upTo(t.WatchdogMax-t.Watchdog-50*time.Millisecond)
+	if set {
+		h.dogOn, h.setBy, h.timeout = true, h.gen, timeout
+		h.after(h.w.upTo(50*time.Millisecond), func() {
+			h.step(Event{Kind: EvWatchdog, On: true, Open: true, Timeout: timeout})
+		})
+	}
+	t := model.TimingFast
+	h.biteIn = time.Duration(float64(h.timeout)/h.rate) + h.w.upTo(t.WatchdogMax-t.Watchdog-50*time.Millisecond)
 }
 
 // powerOff ends the host; what its storage calls do is not known.
@@ -261,7 +284,9 @@ func (h *simHost) carryOut(e Effect) {
 		}
 	case EffPet:
 		h.checkPet()
-		h.pet()
+		if h.watchdog {
+			h.pet(e.Timeout)
+		}
 	case EffReply:
 		h.replied(e.Conn, e.Reply)
 	}

@@ -297,6 +297,12 @@ func hostMounts(dir string) error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
+	// A libvirtd that was only installed has never made its directories.
+	for _, d := range []string{"/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return fmt.Errorf("make a place to bind to: %w", err)
+		}
+	}
 	for from, to := range map[string]string{"etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "log": "/var/log/libvirt",
 		"cache": "/var/cache/libvirt", "passwd": "/etc/passwd", "group": "/etc/group"} {
 		if err := unix.Mount(filepath.Join(dir, from), to, "", unix.MS_BIND, ""); err != nil {
