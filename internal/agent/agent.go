@@ -94,6 +94,7 @@ type Agent struct {
 
 	setup     atomic.Pointer[setup]
 	transport Transport
+	servers   Remote // nil when none may ask
 	links     *guardLink
 	hv        *hypervisorWatch
 
@@ -181,6 +182,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		}
 	}
 	defer a.transport.Close()
+	defer a.openRemote(ctx)()
 	a.hypervise = newWorkers(hypervisorWorkers, hypervisorBacklog)
 	a.guests = newWorkers(guestWorkers, guestBacklog)
 	a.pings = newWorkers(pingWorkers, pingBacklog)

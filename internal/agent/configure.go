@@ -110,6 +110,11 @@ func (a *Agent) adopt(ctx context.Context, e fdm.SaveConfig) error {
 	a.mu.Lock()
 	a.notices = nil // Save repaired the files
 	a.mu.Unlock()
+	if a.servers != nil {
+		if err := a.servers.Configure(c); err != nil {
+			a.log.Warn("a server cannot ask this host", "err", err)
+		}
+	}
 	return a.transport.Configure(c)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -250,6 +251,7 @@ type rig struct {
 	agent  *Agent
 	client *local.Client
 	seen   uint64 // events of the log that nextEvent gave
+	remote func(*config.Cluster, model.HostID, http.Handler) (Remote, error)
 }
 
 func newRig(t *testing.T, prepare func(*rig)) *rig {
@@ -291,6 +293,7 @@ func newRig(t *testing.T, prepare func(*rig)) *rig {
 
 func (r *rig) ports() Ports {
 	return Ports{
+		OpenRemote:    r.remote,
 		OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) { r.net.recv = rc; return r.net, nil },
 		DialGuard: func(context.Context) (Guard, error) {
 			select {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -64,8 +65,18 @@ type Store interface {
 
 var _ Store = datastore.Driver(nil)
 
-// Ports are the agent's connections to the world; all are required.
+// Remote listens for servers (package comment of local).
+type Remote interface {
+	// Configure takes this host's addresses from a new cluster file.
+	Configure(c *config.Cluster) error
+	Close() error
+}
+
+// Ports are the agent's connections to the world; all but OpenRemote are
+// required.
 type Ports struct {
+	// OpenRemote listens for servers; nil: no server can ask this agent.
+	OpenRemote func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error)
 	// OpenTransport listens for the other agents.
 	OpenTransport func(c *config.Cluster, r Receiver) (Transport, error)
 	// DialGuard connects to the guard and subscribes to its notices.

@@ -117,8 +117,18 @@ func clusterOf(der []byte) (string, error) {
 // nothing for ECDSA, but libvirt 9.0 and QEMU 7.2 refuse a certificate with a
 // critical key-usage extension without it.
 func Issue(caDir, outDir string, host model.HostID, addresses []netip.Addr, opt Options) error {
-	fail := func(err error) error { return fmt.Errorf("issue a certificate for %s: %w", host, err) }
-	if err := host.Validate(); err != nil {
+	return issueTo(caDir, outDir, Identity{Host: host}, string(host), addresses, opt)
+}
+
+// IssueServer makes a server's certificate, in files of the same names: with it
+// the server asks the agents of the cluster.
+func IssueServer(caDir, outDir, name string, opt Options) error {
+	return issueTo(caDir, outDir, Identity{Server: name}, name, nil, opt)
+}
+
+func issueTo(caDir, outDir string, id Identity, name string, addresses []netip.Addr, opt Options) error {
+	fail := func(err error) error { return fmt.Errorf("issue a certificate for %s: %w", name, err) }
+	if err := id.validate(); err != nil {
 		return fail(err)
 	}
 	caCert, caKey, cluster, err := loadCA(caDir)
@@ -132,13 +142,14 @@ func Issue(caDir, outDir string, host model.HostID, addresses []netip.Addr, opt 
 	if err != nil {
 		return fail(err)
 	}
-	uri, err := url.Parse(Identity{Cluster: cluster, Host: host}.URI())
+	id.Cluster = cluster
+	uri, err := url.Parse(id.URI())
 	if err != nil {
 		return fail(err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Hanok"}, OrganizationalUnit: []string{cluster}, CommonName: string(host)},
-		URIs: []*url.URL{uri}, DNSNames: []string{string(host)},
+		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Hanok"}, OrganizationalUnit: []string{cluster}, CommonName: name},
+		URIs: []*url.URL{uri}, DNSNames: []string{name},
 		NotBefore: validFrom, NotAfter: orDefault(opt.Expires, HostValidity),
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,

@@ -13,18 +13,38 @@ import (
 
 const uriScheme = "hanok"
 
-// Identity is who a certificate speaks for.
+// Identity is who a certificate speaks for: a host, or a server.
 type Identity struct {
 	Cluster string
 	Host    model.HostID
+	// Server is a server's name; Host is empty then, so that no server passes
+	// for a member.
+	Server string
 }
 
 // URI is the form of the identity in a certificate.
 func (i Identity) URI() string {
-	return (&url.URL{Scheme: uriScheme, Host: i.Cluster, Path: "/host/" + string(i.Host)}).String()
+	path := "/host/" + string(i.Host)
+	if i.Server != "" {
+		path = "/server/" + i.Server
+	}
+	return (&url.URL{Scheme: uriScheme, Host: i.Cluster, Path: path}).String()
 }
 
-func (i Identity) String() string { return string(i.Host) + " of cluster " + i.Cluster }
+func (i Identity) String() string {
+	if i.Server != "" {
+		return "server " + i.Server + " of cluster " + i.Cluster
+	}
+	return string(i.Host) + " of cluster " + i.Cluster
+}
+
+// validate reports whether the identity names one host or one server.
+func (i Identity) validate() error {
+	if i.Server == "" {
+		return i.Host.Validate()
+	}
+	return model.HostID(i.Server).Validate()
+}
 
 // Reason says in one word why a certificate was refused; it names a counter.
 type Reason string
@@ -66,10 +86,14 @@ func identityOf(cert *x509.Certificate) (Identity, error) {
 	if len(found) != 1 {
 		return Identity{}, refuse(ReasonNoIdentity, "it has %d hanok:// names instead of one (subject %q); issue it with `hanok pki issue`", len(found), cert.Subject)
 	}
-	host, ok := strings.CutPrefix(found[0].Path, "/host/")
-	id := Identity{Cluster: found[0].Host, Host: model.HostID(host)}
-	if !ok || id.Cluster == "" || id.Host.Validate() != nil || id.URI() != found[0].String() {
-		return Identity{}, refuse(ReasonNoIdentity, "its name %q is not of the form hanok://CLUSTER/host/HOST", found[0])
+	id := Identity{Cluster: found[0].Host}
+	if host, ok := strings.CutPrefix(found[0].Path, "/host/"); ok {
+		id.Host = model.HostID(host)
+	} else {
+		id.Server = strings.TrimPrefix(found[0].Path, "/server/")
+	}
+	if id.Cluster == "" || id.validate() != nil || id.URI() != found[0].String() {
+		return Identity{}, refuse(ReasonNoIdentity, "its name %q is not of the form hanok://CLUSTER/host/HOST or hanok://CLUSTER/server/NAME", found[0])
 	}
 	return id, nil
 }

@@ -97,7 +97,7 @@ func TestMutualTLS(t *testing.T) {
 	if se != nil || ce != nil {
 		t.Fatalf("server %v, client %v", se, ce)
 	}
-	if want := (Identity{"seoul-1", "host2"}); len(seen) != 1 || seen[0] != want {
+	if want := (Identity{Cluster: "seoul-1", Host: "host2"}); len(seen) != 1 || seen[0] != want {
 		t.Errorf("identity %v, want %v", seen, want)
 	}
 }
@@ -192,6 +192,27 @@ func issueRaw(t *testing.T, caDir string, uris ...string) *Credentials {
 		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}}
 }
 
+// A server's certificate proves a server, which no host's does.
+func TestServerIdentity(t *testing.T) {
+	ca := authority(t, "seoul-1")
+	dir := filepath.Join(t.TempDir(), "s")
+	if err := IssueServer(ca, dir, "control", Options{}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (Identity{Cluster: "seoul-1", Server: "control"}); c.Identity != want || want.URI() != "hanok://seoul-1/server/control" {
+		t.Errorf("identity %v, want %v", c.Identity, want)
+	}
+	for _, bad := range []string{"", "a/b", "../x"} {
+		if err := IssueServer(ca, filepath.Join(t.TempDir(), "x"), bad, Options{}); err == nil {
+			t.Errorf("a server named %q", bad)
+		}
+	}
+}
+
 func TestFilesAreNeverOverwritten(t *testing.T) {
 	ca := authority(t, "c")
 	before, _ := os.ReadFile(filepath.Join(ca, CAKey))
@@ -229,7 +250,7 @@ func TestCertificateContents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Identity{"seoul_1+x", "host1.example"}); c.Identity != want {
+	if want := (Identity{Cluster: "seoul_1+x", Host: "host1.example"}); c.Identity != want {
 		t.Errorf("identity %v, want %v", c.Identity, want)
 	}
 	leaf := c.cert.Leaf

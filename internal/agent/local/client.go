@@ -50,6 +50,12 @@ func NewClient(socket string) *Client {
 	return &Client{socket: socket, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
+// remote reports whether this client asks over TLS.
+func (c *Client) remote() bool {
+	t, ok := c.http.Transport.(*http.Transport)
+	return ok && t.DialTLSContext != nil
+}
+
 // Status asks what the host knows of its cluster.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var s Status
@@ -118,6 +124,14 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 
 // open sends a request and returns the body of a good answer.
 func (c *Client) open(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	resp, err := c.answer(ctx, method, path, in)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+func (c *Client) answer(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -126,7 +140,11 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
+	scheme := "http" // a unix socket
+	if c.remote() {
+		scheme = "https"
+	}
+	req, err := http.NewRequestWithContext(ctx, method, scheme+"://agent"+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +160,7 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
 	if resp.StatusCode/100 == 2 {
-		return resp.Body, nil
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	e := &RequestError{Status: resp.StatusCode}

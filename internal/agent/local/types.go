@@ -1,6 +1,8 @@
 package local
 
 import (
+	"time"
+
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -12,6 +14,22 @@ const (
 	PathEvents = "/v1/events" // GET: event.Event as JSON lines; EventQuery's fields as parameters
 	PathAdmin  = "/v1/admin"  // POST fdm.AdminRequest: fdm.AdminReply
 	PathConfig = "/v1/config" // GET: the cluster file that this host keeps, as YAML
+	// PathFollow, GET, is for servers: the events behind the one whose ID is
+	// the parameter `after`, as JSON lines, then new ones until the client hangs
+	// up; an empty line at least every FollowBeat. With `own` only those that
+	// this host emitted. The answer ends when the client falls behind.
+	PathFollow = "/v1/follow"
+)
+
+// Servers ask agents over mutual TLS 1.3, on a port of its own.
+const (
+	RemotePort     = 8183
+	RemoteProtocol = "hanok-server/1" // ALPN
+	// HeaderGap is set when the event to follow from is not known any more:
+	// all that the host has comes, and something before it may be missing.
+	HeaderGap = "Hanok-Gap"
+	// FollowBeat is the longest silence on a followed stream.
+	FollowBeat = 5 * time.Second
 )
 
 // MaxBody bounds every request and every answer but a followed event stream:

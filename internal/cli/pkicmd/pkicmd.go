@@ -47,7 +47,7 @@ func newInit() *cobra.Command {
 
 func newIssue() *cobra.Command {
 	var dir, out, file string
-	var force bool
+	var force, server bool
 	var addresses []string
 	cmd := &cobra.Command{Use: "issue HOST...", Short: "Issue certificates for hosts", Args: cobra.MinimumNArgs(1),
 		Long: "Issue certificates for hosts. For each host a directory with ca.crt, host.crt and\nhost.key is made, to be copied to " + paths.PKIDir + " there.\n\nAddresses are those that libvirt reaches the host under for migration; -f takes\nthem from the cluster file.",
@@ -74,6 +74,13 @@ func newIssue() *cobra.Command {
 				if to == "" {
 					to = pki.HostDir(dir, host)
 				}
+				if server {
+					if err := pki.IssueServer(dir, to, arg, pki.Options{Force: force}); err != nil {
+						return err
+					}
+					fmt.Fprintf(c.OutOrStdout(), "issued %s; give the directory %s to hanok server --cluster-pki\n", arg, to)
+					continue
+				}
 				addrs, err := addressesOf(cluster, host, addresses)
 				if err != nil {
 					return err
@@ -90,6 +97,7 @@ func newIssue() *cobra.Command {
 	cmd.Flags().StringVarP(&file, "file", "f", "", "cluster file to take addresses from")
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "IP address of the host; may be repeated")
 	cmd.Flags().BoolVar(&force, "force", false, "replace existing files")
+	cmd.Flags().BoolVar(&server, "server", false, "the certificate is for a server (hanok server), not for a host")
 	return cmd
 }
 

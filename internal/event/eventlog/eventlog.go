@@ -242,6 +242,37 @@ func (l *Log) Read(limit int, keep func(event.Event) bool) ([]event.Event, error
 	return out[max(0, len(out)-limit):], nil
 }
 
+// After returns the first events behind the one with an ID for which keep is
+// true, in the order in which they were written down, at most limit. When the
+// log does not know the ID (any more), found is false and all that it has
+// counts as behind it. last is the ID to go on with.
+func (l *Log) After(id string, limit int, keep func(event.Event) bool) (events []event.Event, last string, found bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	found, last = id == "", id
+	for _, whole := range []bool{false, true} {
+		for _, p := range []string{l.old(), l.path} {
+			err := l.scan(p, func(e event.Event) {
+				switch {
+				case !found && !whole:
+					found = e.ID == id
+				case len(events) < limit:
+					if last = e.ID; keep(e) {
+						events = append(events, e)
+					}
+				}
+			})
+			if err != nil {
+				return nil, id, found, err
+			}
+		}
+		if found {
+			break
+		}
+	}
+	return events, last, found, nil
+}
+
 // Next is the number that the next new event will get; give it to Wait.
 func (l *Log) Next() uint64 {
 	l.mu.Lock()

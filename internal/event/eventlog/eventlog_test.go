@@ -150,3 +150,40 @@ func TestFollow(t *testing.T) {
 		t.Errorf("Wait past its context: %v", err)
 	}
 }
+
+func TestAfter(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	l, err := open(path, 1500) // a few events, then a new file
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for n := range 12 {
+		add(t, l, ev(n))
+	}
+	even := func(e event.Event) bool { return strings.HasSuffix(e.ID, "0") || strings.HasSuffix(e.ID, "8") }
+	all := func(event.Event) bool { return true }
+	for _, tt := range []struct {
+		after string
+		limit int
+		keep  func(event.Event) bool
+		want  string
+		last  string
+		found bool
+	}{
+		{ev(6).ID, 3, all, "7 8 9", "9", true},
+		{ev(6).ID, 100, all, "7 8 9 10 11", "11", true},
+		{ev(6).ID, 100, even, "8 10", "11", true},
+		{ev(11).ID, 100, all, "", "11", true},
+	} {
+		got, last, found, err := l.After(tt.after, tt.limit, tt.keep)
+		if err != nil || ids(got) != tt.want || strings.TrimPrefix(last, "host1-1-") != tt.last || found != tt.found {
+			t.Errorf("after %s: %s, last %s, found %v, %v; want %s", tt.after, ids(got), last, found, err, tt.want)
+		}
+	}
+	// One that the log does not know: all that there is.
+	kept, _ := l.Read(1000, nil)
+	if got, _, found, err := l.After("host9-1-1", 1000, all); err != nil || found || ids(got) != ids(kept) || len(kept) < 4 {
+		t.Errorf("after an unknown one: %s, %v, %v", ids(got), found, err)
+	}
+}
