@@ -70,7 +70,7 @@ func TestGuardStaysSmall(t *testing.T) {
 
 // cores decide, or are the words for it, and do nothing else. Packages below
 // them are not cores.
-var cores = []string{"model", "lease", "fdm", "placement", "rules", "bitset", "event"}
+var cores = []string{"model", "lease", "fdm", "placement", "rules", "admission", "bitset", "event"}
 
 // forbidden in a core: all that does I/O, reads a clock or starts goroutines.
 var forbidden = map[string]bool{

@@ -77,6 +77,16 @@ type Admission struct {
 	Policy string `yaml:"policy" words:"exact|slots|percentage|dedicated|off"`
 	// HostFailures is the number of host failures to tolerate. Default 1.
 	HostFailures int `yaml:"hostFailures"`
+	// FailureDomains is the number of failure domains to tolerate the loss of;
+	// exact only. Default 0.
+	FailureDomains int `yaml:"failureDomains"`
+	// CPUPercent and MemoryPercent are the shares to keep free; percentage only.
+	// Default 0: computed from HostFailures.
+	CPUPercent    int `yaml:"cpuPercent"`
+	MemoryPercent int `yaml:"memoryPercent"`
+	// Degradation is by how many percent VMs may get less after the failures
+	// than they use now before it is warned of. Default 100: never.
+	Degradation int `yaml:"degradation"`
 }
 
 // Network is one of the cluster's networks.
@@ -108,20 +118,37 @@ type Datastore struct {
 type Host struct {
 	Name model.HostID `yaml:"name,required"`
 	// Address maps a network's name to the host's address there.
-	Address       map[string]netip.Addr `yaml:"address"`
-	CPU           CPU                   `yaml:"cpu"`
-	Memory        model.MiB             `yaml:"memory"`
-	Datastores    []model.DatastoreName `yaml:"datastores"`
-	Groups        []string              `yaml:"groups"`
-	FailureDomain string                `yaml:"failureDomain"`
-	Maintenance   bool                  `yaml:"maintenance"`
+	Address    map[string]netip.Addr `yaml:"address"`
+	CPU        CPU                   `yaml:"cpu"`
+	Memory     model.MiB             `yaml:"memory"`
+	Datastores []model.DatastoreName `yaml:"datastores"`
+	// Networks that VMs can be connected to here, beside those of Address.
+	Networks []string `yaml:"networks"`
+	// Reserved is what the host itself needs.
+	Reserved Resources `yaml:"reserved"`
+	// MaxVMs is the most VMs that may run here. Default 0: no limit.
+	MaxVMs int `yaml:"maxVMs"`
+	// Hypervisor is its version, such as 10.0.2.
+	Hypervisor    string   `yaml:"hypervisor"`
+	Groups        []string `yaml:"groups"`
+	FailureDomain string   `yaml:"failureDomain"`
+	Maintenance   bool     `yaml:"maintenance"`
+	// Quarantine: its hardware is degraded; it takes a VM only if no other can.
+	Quarantine bool `yaml:"quarantine"`
+	// DedicatedFailover: kept free for restarts.
+	DedicatedFailover bool `yaml:"dedicatedFailover"`
 }
 
 // CPU is a host's processor capacity.
 type CPU struct {
 	Cores int       `yaml:"cores"`
 	MHz   model.MHz `yaml:"mhz,plain"`
+	// Features are the processor features that guests can have.
+	Features []string `yaml:"features"`
 }
+
+// Capacity is the processor capacity of all cores.
+func (c CPU) Capacity() model.MHz { return c.MHz * model.MHz(c.Cores) }
 
 // VM is one virtual machine or container.
 type VM struct {
@@ -134,13 +161,24 @@ type VM struct {
 	// Datastore is the VM's home: its definition and its lock are there.
 	Datastore model.DatastoreName `yaml:"datastore,required"`
 	// DisksOn are further datastores that hold disks of the VM.
-	DisksOn     []model.DatastoreName `yaml:"disksOn"`
-	CPUs        int                   `yaml:"cpus"`
-	Memory      model.MiB             `yaml:"memory"`
-	Reservation Resources             `yaml:"reservation"`
-	Usage       Resources             `yaml:"usage"`
-	Requested   model.Requested       `yaml:"requested" words:"started|stopped|disabled|ignored"`
-	Restart     Restart               `yaml:"restart"`
+	DisksOn []model.DatastoreName `yaml:"disksOn"`
+	CPUs    int                   `yaml:"cpus"`
+	Memory  model.MiB             `yaml:"memory"`
+	// Reservation is what must be free for it; without a memory reservation all
+	// of its memory.
+	Reservation Resources `yaml:"reservation"`
+	// Overhead is what its hypervisor process takes on top.
+	Overhead Resources `yaml:"overhead"`
+	Usage    Resources `yaml:"usage"`
+	// Networks that it is connected to, CPUFeatures that its guest needs, and
+	// the oldest hypervisor that can run it.
+	Networks      []string `yaml:"networks"`
+	CPUFeatures   []string `yaml:"cpuFeatures"`
+	MinHypervisor string   `yaml:"minHypervisor"`
+	// Groups are VM groups for rules.
+	Groups    []string        `yaml:"groups"`
+	Requested model.Requested `yaml:"requested" words:"started|stopped|disabled|ignored"`
+	Restart   Restart         `yaml:"restart"`
 	// DependsOn names the VMs that must be ready before this one starts.
 	DependsOn []string `yaml:"dependsOn"`
 	// Boot is how long the guest takes to boot; simulator only.
@@ -178,16 +216,25 @@ type Rule struct {
 	Name string   `yaml:"name,required"`
 	Kind string   `yaml:"kind,required" words:"nodeAffinity|resourceAffinity|vmHost"`
 	VMs  []string `yaml:"vms"`
+	// VMGroups are groups of VM.Groups, whose VMs the rule is about, too.
+	VMGroups []string `yaml:"vmGroups"`
 	// Hosts maps host to weight; nodeAffinity only.
 	Hosts map[model.HostID]int `yaml:"hosts"`
 	// Strict: never elsewhere; nodeAffinity only.
 	Strict bool `yaml:"strict"`
 	// Policy is apart or together; resourceAffinity only.
 	Policy string `yaml:"policy" words:"|apart|together"`
+	// Scope of apart: different hosts (default) or different failure domains.
+	Scope string `yaml:"scope" words:"|host|failureDomain"`
+	// Preferred: kept where possible, and broken rather than leave a VM down;
+	// resourceAffinity only.
+	Preferred bool `yaml:"preferred"`
 	// HostGroups are groups of Host.Groups; vmHost only.
 	HostGroups []string `yaml:"hostGroups"`
 	// Must: broken by nothing, by HA neither; vmHost only.
 	Must bool `yaml:"must"`
+	// Avoid: not on these hosts instead of on them; vmHost only.
+	Avoid bool `yaml:"avoid"`
 }
 
 // defaultCluster is what a file that says nothing means.
@@ -198,7 +245,7 @@ func defaultCluster() Cluster {
 		IsolationResponse: "none", IsolationDelay: 5 * time.Second,
 		Storage:      Storage{APD: "restartConservative", APDTimeout: 30 * time.Second, APDRecovery: "none", PDL: "restart"},
 		VMMonitoring: VMMonitoring{Mode: "off", Sensitivity: "high"},
-		Admission:    Admission{Policy: "percentage", HostFailures: 1},
+		Admission:    Admission{Policy: "exact", HostFailures: 1, Degradation: 100},
 	}}
 }
 

@@ -117,3 +117,22 @@ func FormatMemory(m model.MiB) string {
 
 // FormatClock writes an amount as ParseClock reads it.
 func FormatClock(m model.MHz) string { return fmt.Sprintf("%dMHz", m) }
+
+// ParseVersion reads a version such as 10.0.2 or 9.0, as libvirt counts: major ×
+// 1,000,000 + minor × 1,000 + release. The empty text is 0.
+func ParseVersion(s string) (int, error) {
+	if s == "" {
+		return 0, nil
+	}
+	parts := strings.Split(s, ".")
+	n, factor := 0, 1_000_000
+	for _, p := range parts {
+		k, err := strconv.Atoi(p)
+		if err != nil || k < 0 || k > 999 || factor == 0 {
+			return 0, fmt.Errorf("%q is no version; write for example 10.0.2", clip(s))
+		}
+		n += k * factor
+		factor /= 1000
+	}
+	return n, nil
+}

@@ -37,6 +37,7 @@ func (c *Cluster) validate(p *Problems, refs bool) {
 	if len(c.ID) > 63 {
 		p.add("id", "set a shorter id", "has %d characters; at most 63 fit into certificates", len(c.ID))
 	}
+	c.checkAdmission(p)
 	c.checkNetworks(p)
 	c.checkDatastores(p)
 	c.checkHosts(p, refs)
@@ -102,6 +103,36 @@ func names[T any](list []T, name func(*T) string) []string {
 	return out
 }
 
+// maxFailures bounds ha.admission: more at once than anyone plans for would make
+// the check as long as it is useless.
+const maxFailures = 8
+
+func (c *Cluster) checkAdmission(p *Problems) {
+	a := c.HA.Admission
+	bound := func(field string, n, most int) {
+		if n < 0 || n > most {
+			p.add("ha.admission."+field, "", "%d is not from 0 to %d", n, most)
+		}
+	}
+	bound("hostFailures", a.HostFailures, maxFailures)
+	bound("failureDomains", a.FailureDomains, maxFailures)
+	bound("cpuPercent", a.CPUPercent, 100)
+	bound("memoryPercent", a.MemoryPercent, 100)
+	bound("degradation", a.Degradation, 100)
+}
+
+func checkVersion(p *Problems, field, version string) {
+	if _, err := ParseVersion(version); err != nil {
+		p.add(field, "", "%v", err)
+	}
+}
+
+func checkNames(p *Problems, field string, list []string) {
+	for i, name := range list {
+		checkName(p, fmt.Sprintf("%s[%d]", field, i), name)
+	}
+}
+
 func (c *Cluster) networkNames() []string {
 	return names(c.Networks, func(n *Network) string { return n.Name })
 }
@@ -118,6 +149,15 @@ func (c *Cluster) groupNames() []string {
 	var out []string
 	for _, h := range c.Hosts {
 		out = append(out, h.Groups...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (c *Cluster) vmGroupNames() []string {
+	var out []string
+	for i := range c.VMs {
+		out = append(out, c.VMs[i].Groups...)
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -166,6 +206,13 @@ func (c *Cluster) checkHosts(p *Problems, refs bool) {
 			}
 		}
 		u.check(at+".name", string(h.Name))
+		checkVersion(p, at+".hypervisor", h.Hypervisor)
+		checkNames(p, at+".cpu.features", h.CPU.Features)
+		for j, n := range h.Networks {
+			if refs {
+				c.checkRef(p, fmt.Sprintf("%s.networks[%d]", at, j), "network", n, networks)
+			}
+		}
 		for _, n := range sortedNetworks(h.Address) {
 			a, f := h.Address[n], at+".address."+clip(n)
 			if refs {
@@ -237,8 +284,14 @@ func (c *Cluster) checkVMs(p *Problems, refs bool) {
 			p.add(at+".reservation.memory", "reserve at most the VM's memory", "%s is more than the VM's %s",
 				FormatMemory(v.Reservation.Memory), FormatMemory(v.Memory))
 		}
+		checkVersion(p, at+".minHypervisor", v.MinHypervisor)
+		checkNames(p, at+".cpuFeatures", v.CPUFeatures)
+		checkNames(p, at+".groups", v.Groups)
 		if !refs {
 			continue
+		}
+		for j, n := range v.Networks {
+			c.checkRef(p, fmt.Sprintf("%s.networks[%d]", at, j), "network", n, c.networkNames())
 		}
 		c.checkRef(p, at+".host", "host", string(v.Host), hosts)
 		c.checkRef(p, at+".datastore", "datastore", string(v.Datastore), datastores)
@@ -326,7 +379,7 @@ func findCycle(vms []VM, index map[string]int) (int, []string) {
 
 func (c *Cluster) checkRules(p *Problems, refs bool) {
 	u := newUnique(p, "rule")
-	vms, hosts, groups := c.vmSet(), c.hostNames(), c.groupNames()
+	vms, hosts, groups, vmGroups := c.vmSet(), c.hostNames(), c.groupNames(), c.vmGroupNames()
 	for i := range c.Rules {
 		r := &c.Rules[i]
 		at := fmt.Sprintf("rules[%d]", i)
@@ -355,6 +408,9 @@ func (c *Cluster) checkRules(p *Problems, refs bool) {
 		for j, g := range r.HostGroups {
 			c.checkRef(p, fmt.Sprintf("%s.hostGroups[%d]", at, j), "host group", g, groups)
 		}
+		for j, g := range r.VMGroups {
+			c.checkRef(p, fmt.Sprintf("%s.vmGroups[%d]", at, j), "VM group", g, vmGroups)
+		}
 	}
 }
 
@@ -373,19 +429,21 @@ func (c *Cluster) checkRuleShape(p *Problems, at string, r *Rule) {
 		given, needs bool
 	}
 	node, res, vmh := r.Kind == RuleNodeAffinity, r.Kind == RuleResourceAffinity, r.Kind == RuleVMHost
-	allowed := map[string]bool{"hosts": node, "strict": node, "policy": res, "hostGroups": vmh, "must": vmh}
+	allowed := map[string]bool{"hosts": node, "strict": node, "policy": res, "scope": res && r.Policy == "apart", "preferred": res,
+		"hostGroups": vmh, "must": vmh, "avoid": vmh}
 	for _, x := range []part{
 		{"hosts", len(r.Hosts) > 0, node}, {"strict", r.Strict, false}, {"policy", r.Policy != "", res},
-		{"hostGroups", len(r.HostGroups) > 0, vmh}, {"must", r.Must, false},
+		{"scope", r.Scope != "", false}, {"preferred", r.Preferred, false},
+		{"hostGroups", len(r.HostGroups) > 0, vmh}, {"must", r.Must, false}, {"avoid", r.Avoid, false},
 	} {
 		if x.given && !allowed[x.name] {
-			p.add(at+"."+x.name, "remove it, or change the kind", "does not belong to a rule of kind %s", r.Kind)
+			p.add(at+"."+x.name, "remove it, or change the kind", "does not belong to a rule of kind %s", strings.TrimSpace(r.Kind+" "+r.Policy))
 		}
 		if x.needs && !x.given {
 			p.add(at+"."+x.name, "", "is required for a rule of kind %s", r.Kind)
 		}
 	}
-	if least := map[bool]int{true: 2, false: 1}[res]; len(r.VMs) < least {
+	if least := map[bool]int{true: 2, false: 1}[res]; len(r.VMs) < least && len(r.VMGroups) == 0 {
 		p.add(at+".vms", "", "has %d VMs; a rule of kind %s needs at least %d", len(r.VMs), r.Kind, least)
 	}
 }

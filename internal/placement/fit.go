@@ -308,3 +308,25 @@ func cmpHost(h model.HostID) model.HostID {
 	}
 	return h
 }
+
+// Able returns a function that tells which hosts have all that a VM requires and
+// are allowed to it by hard rules. Room, other VMs, and whether a host takes VMs
+// at the moment are left aside.
+func (s *State) Able() func(vm string) []model.HostID {
+	known := map[*mask][]model.HostID{}
+	return func(name string) []model.HostID {
+		v := s.vms[name]
+		if v == nil {
+			return nil
+		}
+		list, ok := known[v.mask]
+		if !ok {
+			list = []model.HostID{}
+			for h := range v.mask.fits.All() {
+				list = append(list, s.hosts[h].Name)
+			}
+			known[v.mask] = list
+		}
+		return list
+	}
+}
