@@ -108,6 +108,8 @@ type Agent struct {
 
 	hypervise, guests, pings, disk *workers
 
+	addresses isolationAddresses
+
 	admins  sync.Map // of uint64 to chan fdm.AdminReply
 	adminID atomic.Uint64
 
@@ -131,7 +133,7 @@ type trouble struct {
 func New(cfg Config) (*Agent, error) {
 	cfg = cfg.withDefaults()
 	p := cfg.Ports
-	if cfg.Hypervisor == nil || p.OpenTransport == nil || p.DialGuard == nil || p.OpenStore == nil || p.Ping == nil {
+	if cfg.Hypervisor == nil || p.OpenTransport == nil || p.DialGuard == nil || p.OpenStore == nil || p.Ping == nil || p.Gateways == nil || p.Resolve == nil {
 		return nil, errors.New("agent: a hypervisor and all ports are required")
 	}
 	return &Agent{
@@ -193,6 +195,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.goes(func() { a.links.run(ctx) })
 	a.goes(func() { a.hv.run(ctx) })
 	a.goes(func() { a.canary(ctx) })
+	a.goes(func() { a.addresses.learn(ctx, a, a.setup.Load().cluster) })
 	err = a.loop(ctx, failed)
 	// Whoever waits to be heard gives up now, and nobody writes any more when
 	// the transport and the log are closed.

@@ -107,6 +107,7 @@ func (a *Agent) adopt(ctx context.Context, e fdm.SaveConfig) error {
 		return err
 	}
 	a.setup.Store(s)
+	a.goes(func() { a.addresses.learn(ctx, a, c) })
 	a.mu.Lock()
 	a.notices = nil // Save repaired the files
 	a.mu.Unlock()
@@ -136,6 +137,8 @@ func clusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		PerHost:     c.HA.Options.Int("das.perHostConcurrentFailoversLimit"),
 	}
 	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
+	out.Isolation = fdm.Isolation{Response: fdm.IsolationResponse(c.HA.IsolationResponse), Delay: c.IsolationDelay(),
+		ShutdownLimit: c.HA.Options.Duration("das.isolationShutdownTimeout")}
 	for _, h := range c.Hosts {
 		ch := fdm.ClusterHost{Name: h.Name, Datastores: h.Datastores, Memory: h.Memory,
 			CPU: h.CPU.MHz * model.MHz(h.CPU.Cores), Maintenance: h.Maintenance}
@@ -148,7 +151,8 @@ func clusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		out.Datastores = append(out.Datastores, fdm.ClusterDatastore{Name: d.Name, Path: d.Path, Fence: d.Fence, Unfenced: d.Unfenced == "accept"})
 	}
 	for _, v := range c.VMs {
-		out.VMs[v.Name] = fdm.VMSettings{Priority: v.Restart.Priority, Requested: v.Requested, DependsOn: v.DependsOn}
+		out.VMs[v.Name] = fdm.VMSettings{Priority: v.Restart.Priority, Requested: v.Requested, DependsOn: v.DependsOn,
+			Isolation: fdm.IsolationResponse(v.IsolationResponse)}
 	}
 	return out
 }

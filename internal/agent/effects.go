@@ -48,6 +48,11 @@ func (a *Agent) carryOut(ctx context.Context, now time.Duration, e fdm.Effect) [
 		return a.operate(ctx, fdm.GuestPinged{Op: e.Op}, func() fdm.Event { return a.pingGuest(ctx, e) })
 	case fdm.PingHost:
 		return a.operate(ctx, fdm.HostPinged{Op: e.Op, Host: e.Host}, func() fdm.Event { return a.pingHost(ctx, e) })
+	case fdm.PingAddresses:
+		return a.operate(ctx, fdm.AddressesPinged{Op: e.Op}, func() fdm.Event { return a.pingAddresses(ctx, e) })
+	case fdm.WriteNote:
+		busy := fdm.NoteWritten{Op: e.Op, Kind: string(datastore.KindBusy), Err: errBusy}
+		return a.operate(ctx, busy, func() fdm.Event { return a.writeNote(ctx, e) })
 	case fdm.Emit:
 		a.emit(now, e.Event)
 	case fdm.SaveConfig:
@@ -183,7 +188,8 @@ func (a *Agent) pingHost(ctx context.Context, e fdm.PingHost) fdm.Event {
 	answered, out := call(ctx, a.pings, limit+time.Second, func() bool {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		return a.cfg.Ports.Ping(ctx, addrs)
+		_, ok := a.cfg.Ports.Ping(ctx, addrs)
+		return ok
 	})
 	return fdm.HostPinged{Op: e.Op, Host: e.Host, Answered: out == finished && answered}
 }

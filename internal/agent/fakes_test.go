@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -235,6 +236,9 @@ func (s *fakeStore) ReadList() (model.ProtectedList, error) {
 	return model.ProtectedList{Term: 4}, s.wait()
 }
 func (s *fakeStore) WriteList(model.ProtectedList) error { return s.wait() }
+func (s *fakeStore) WritePoweredOff(model.PoweredOffNote) error {
+	return s.wait()
+}
 func (s *fakeStore) Highest(l model.LockID) (model.LockRecord, error) {
 	return model.LockRecord{Lock: l, Epoch: 9}, s.wait()
 }
@@ -250,8 +254,11 @@ type rig struct {
 	guard  chan *fakeGuard // the next connection; none: refused
 	agent  *Agent
 	client *local.Client
-	seen   uint64 // events of the log that nextEvent gave
 	remote func(*config.Cluster, model.HostID, http.Handler) (Remote, error)
+	// gateways and names are this host's routes and its DNS.
+	gateways []netip.Addr
+	names    map[string]netip.Addr
+	seen     uint64 // events of the log that nextEvent gave
 }
 
 func newRig(t *testing.T, prepare func(*rig)) *rig {
@@ -304,7 +311,17 @@ func (r *rig) ports() Ports {
 			}
 		},
 		OpenStore: func(_ *config.Cluster, d config.Datastore) (Store, error) { return r.stores[d.Name], nil },
-		Ping:      func(_ context.Context, a []netip.Addr) bool { return len(a) == 1 && a[0].String() == "10.0.0.2" },
+		Ping: func(_ context.Context, a []netip.Addr) (netip.Addr, bool) {
+			gw := netip.MustParseAddr("10.0.0.2")
+			return gw, slices.Contains(a, gw)
+		},
+		Gateways: func() []netip.Addr { return r.gateways },
+		Resolve: func(_ context.Context, name string) ([]netip.Addr, error) {
+			if a, ok := r.names[name]; ok {
+				return []netip.Addr{a}, nil
+			}
+			return nil, errors.New("no such host")
+		},
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -27,8 +29,12 @@ func HostPorts(pkiDir, guardSocket string, log *slog.Logger) Ports {
 		OpenStore: func(c *config.Cluster, d config.Datastore) (Store, error) {
 			return datastore.Open(d.Path, c.ID, datastore.Options{Expect: d.UUID})
 		},
-		Ping: Ping,
-		Now:  BootClock,
+		Ping:     Ping,
+		Gateways: gateways,
+		Resolve: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		},
+		Now: BootClock,
 	}
 }
 

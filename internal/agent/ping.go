@@ -16,22 +16,28 @@ import (
 const echoEvery = 200 * time.Millisecond
 
 // Ping sends ICMP echoes to all addresses until one of them answers or ctx
-// ends, which must have a deadline. It needs a raw socket, so root.
-func Ping(ctx context.Context, addrs []netip.Addr) bool {
+// ends, which must have a deadline, and returns the first that did. It needs a
+// raw socket, so root.
+func Ping(ctx context.Context, addrs []netip.Addr) (netip.Addr, bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answers := make(chan bool, len(addrs))
+	answers := make(chan netip.Addr, len(addrs))
 	for _, a := range addrs {
-		go func() { answers <- pingOne(ctx, a) }()
+		go func() {
+			if !pingOne(ctx, a) {
+				a = netip.Addr{}
+			}
+			answers <- a
+		}()
 	}
-	answered := false
+	var answered netip.Addr
 	for range addrs {
-		if <-answers {
-			answered = true
+		if a := <-answers; a.IsValid() && !answered.IsValid() {
+			answered = a
 			cancel()
 		}
 	}
-	return answered
+	return answered, answered.IsValid()
 }
 
 func pingOne(ctx context.Context, addr netip.Addr) bool {
@@ -48,7 +54,7 @@ func pingOne(ctx context.Context, addr netip.Addr) bool {
 	}
 	defer conn.Close()
 	id := rand.IntN(1 << 16)
-	to := &net.IPAddr{IP: addr.AsSlice()}
+	to := &net.IPAddr{IP: addr.AsSlice(), Zone: addr.Zone()}
 	buf := make([]byte, 512)
 	for seq := 1; ctx.Err() == nil; seq++ {
 		msg := icmp.Message{Type: ask, Body: &icmp.Echo{ID: id, Seq: seq & 0xffff, Data: []byte("hanok")}}

@@ -60,6 +60,7 @@ type Store interface {
 	ReadSlots() ([]model.SlotReading, error)
 	ReadList() (model.ProtectedList, error)
 	WriteList(list model.ProtectedList) error
+	WritePoweredOff(note model.PoweredOffNote) error
 	Highest(lock model.LockID) (model.LockRecord, error)
 }
 
@@ -83,8 +84,13 @@ type Ports struct {
 	DialGuard func(ctx context.Context) (Guard, error)
 	// OpenStore makes the driver of a datastore; it must not touch the storage.
 	OpenStore func(c *config.Cluster, d config.Datastore) (Store, error)
-	// Ping sends ICMP echoes to addresses until one answers or ctx ends.
-	Ping func(ctx context.Context, addrs []netip.Addr) bool
+	// Ping sends ICMP echoes to addresses until one answers, which it returns,
+	// or ctx ends.
+	Ping func(ctx context.Context, addrs []netip.Addr) (netip.Addr, bool)
+	// Gateways are the default gateways of this host; nil: none is known.
+	Gateways func() []netip.Addr
+	// Resolve looks a host name up.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 	// Now is the time since boot, suspend included.
 	Now func() time.Duration
 }

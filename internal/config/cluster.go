@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/model"
@@ -109,6 +110,17 @@ type Datastore struct {
 	UUID model.DatastoreID `yaml:"uuid"`
 	// Fence says what stops I/O in flight of a silent owner. Default reset.
 	Fence model.FenceClass `yaml:"fence" words:"storage|reset|none"`
+	// Server names the array, filer or target behind it, FailureDomain its rack,
+	// room or site: heartbeat datastores are chosen to differ in them.
+	Server        string `yaml:"server"`
+	FailureDomain string `yaml:"failureDomain"`
+	// OnHostNetwork: it is reached over the hosts' own network (hyper-converged,
+	// or storage behind the same switches): whatever silences a host's network
+	// silences its heartbeat there too.
+	OnHostNetwork bool `yaml:"onHostNetwork"`
+	// Heartbeat is the administrator's preference for its use as a heartbeat
+	// datastore; default by merit.
+	Heartbeat string `yaml:"heartbeat" words:"|prefer|avoid"`
 	// Unfenced "accept" is the administrator's consent to take locks over
 	// although nothing stops a silent owner's I/O. Default empty: refused.
 	Unfenced string `yaml:"unfenced" words:"|accept"`
@@ -179,6 +191,9 @@ type VM struct {
 	Groups    []string        `yaml:"groups"`
 	Requested model.Requested `yaml:"requested" words:"started|stopped|disabled|ignored"`
 	Restart   Restart         `yaml:"restart"`
+	// IsolationResponse replaces that of the cluster for this VM; empty: the
+	// cluster's.
+	IsolationResponse string `yaml:"isolationResponse" words:"|none|powerOff|shutdown"`
 	// DependsOn names the VMs that must be ready before this one starts.
 	DependsOn []string `yaml:"dependsOn"`
 	// Boot is how long the guest takes to boot; simulator only.
@@ -318,6 +333,16 @@ func (c *Cluster) VMByID(id model.VMID) *VM {
 	return nil
 }
 
+// IsolationDelay is the pause between isolation and the response to it: the
+// advanced option where it is set, else ha.isolationDelay.
+func (c *Cluster) IsolationDelay() time.Duration {
+	const name = "das.config.fdm.isolationPolicyDelaySec"
+	if c.HA.Options.IsSet(name) {
+		return c.HA.Options.Duration(name)
+	}
+	return c.HA.IsolationDelay
+}
+
 // DatastoreByName returns the named datastore, or nil.
 func (c *Cluster) DatastoreByName(name model.DatastoreName) *Datastore {
 	for i := range c.Datastores {
@@ -345,11 +370,13 @@ func (c *Cluster) DatastoresOf(name model.HostID) []Datastore {
 }
 
 // HeartbeatNetworks returns the names of the networks that agents talk on, in
-// the order of the file, which is the order in which they are tried.
+// the order of the file, which is the order in which they are tried. Options
+// das.allowNetwork0 to 9 narrow them down.
 func (c *Cluster) HeartbeatNetworks() []string {
+	allowed := c.HA.Options.List("das.allowNetwork")
 	var out []string
 	for _, n := range c.Networks {
-		if n.Heartbeat {
+		if n.Heartbeat && (len(allowed) == 0 || slices.Contains(allowed, n.Name)) {
 			out = append(out, n.Name)
 		}
 	}

@@ -57,14 +57,14 @@ const (
 // optionTable lists the names that administrators know; defaults are those of
 // the behaviour they describe.
 var optionTable = []OptionSpec{
-	{"das.isolationaddress", yes, OptionAddress, "", 0, 0, "address that proves a host is not isolated when it answers a ping", no},
-	{"das.usedefaultisolationaddress", no, OptionBool, "true", 0, 0, "use the default gateway as an isolation address", no},
-	{"das.isolationShutdownTimeout", no, OptionSeconds, "300", 0, 86400, "how long a guest may take to shut down on isolation before it is powered off", no},
-	{"das.config.fdm.isolationPolicyDelaySec", no, OptionSeconds, "", 0, 3600, "delay of the isolation response; overrides ha.isolationDelay", no},
-	{"das.heartbeatDsPerHost", no, OptionInt, "2", 2, 5, "heartbeat datastores per host", no},
-	{"das.ignoreInsufficientHbDatastore", no, OptionBool, "false", 0, 0, "no warning when a host has too few heartbeat datastores", no},
-	{"das.ignoreRedundantNetWarning", no, OptionBool, "false", 0, 0, "no warning when hosts share a single heartbeat network", no},
-	{"das.allowNetwork", yes, OptionNetwork, "", 0, 0, "network that agents may use; when any is set, no other is used", no},
+	{"das.isolationaddress", yes, OptionAddress, "", 0, 0, "address that proves a host is not isolated when it answers a ping", yes},
+	{"das.usedefaultisolationaddress", no, OptionBool, "true", 0, 0, "use the default gateway as an isolation address", yes},
+	{"das.isolationShutdownTimeout", no, OptionSeconds, "300", 0, 86400, "how long a guest may take to shut down on isolation before it is powered off", yes},
+	{"das.config.fdm.isolationPolicyDelaySec", no, OptionSeconds, "", 0, 3600, "delay of the isolation response; overrides ha.isolationDelay", yes},
+	{"das.heartbeatDsPerHost", no, OptionInt, "2", 2, 5, "heartbeat datastores per host", yes},
+	{"das.ignoreInsufficientHbDatastore", no, OptionBool, "false", 0, 0, "no warning when a host has too few heartbeat datastores", yes},
+	{"das.ignoreRedundantNetWarning", no, OptionBool, "false", 0, 0, "no warning when hosts share a single heartbeat network", yes},
+	{"das.allowNetwork", yes, OptionNetwork, "", 0, 0, "network that agents may use; when any is set, no other is used", yes},
 	{"das.vmCpuMinMHz", no, OptionInt, "32", 0, 1000000, "least processor capacity, in MHz, that a VM counts for in admission", yes},
 	{"das.vmMemoryMinMB", no, OptionInt, "0", 0, 100000000, "least memory, in MB and before overhead, that a VM counts for in admission", yes},
 	{"das.slotCpuInMHz", no, OptionInt, "", 1, 1000000, "upper bound of a slot's processor capacity, in MHz", yes},

@@ -24,6 +24,7 @@ func (m *Machine) pulse(gen uint64) {
 	if m.reads() {
 		m.readAllSlots()
 	}
+	m.checkIsolation()
 	if m.role == rolePrimary {
 		m.checkContact()
 		m.checkOwnFitness()

@@ -101,16 +101,22 @@ func (m *Machine) decideReleased(v *vm, rec model.LockRecord) {
 		return
 	}
 	in := intent{epoch: rec.Epoch}
+	failover := ""
 	cause := "it is wanted running and nobody runs it"
 	switch rec.Reason {
 	case model.ReasonCrashed:
 		cause, in.prefer = fmt.Sprintf("it died on %s without being asked to", rec.Owner), rec.Owner
+	case model.ReasonHAOff:
+		cause = fmt.Sprintf("it was powered off by HA on %s", rec.Owner)
+		if h := m.members[rec.Owner]; h != nil && h.state == model.HostIsolated {
+			cause, failover = fmt.Sprintf("it was powered off by HA on %s, which is isolated", rec.Owner), m.failoverOf(h)
+		}
 	case model.ReasonHostOff:
 		cause = fmt.Sprintf("%s was shut down", rec.Owner)
 	case model.ReasonForced:
 		cause = fmt.Sprintf("its lock was released by an administrator on %s", rec.Owner)
 	}
-	m.restart(v, cause, "", in)
+	m.restart(v, cause, failover, in)
 }
 
 // stoppedByUser: it was shut down in the guest or ended by its user, and stays

@@ -95,6 +95,16 @@ type PingHost struct {
 	Host model.HostID
 }
 
+// PingAddresses sends ICMP echoes to all isolation addresses of this host.
+type PingAddresses struct{ Op OpID }
+
+// WriteNote writes on a datastore that HA is about to power a VM off.
+type WriteNote struct {
+	Op        OpID
+	Datastore model.DatastoreName
+	Note      model.PoweredOffNote
+}
+
 // Emit reports an event to people. The shell fills ID, Wall and By, keeps it
 // on disk and, on a primary, shares it with the secondaries.
 type Emit struct{ Event event.Event }
@@ -122,6 +132,8 @@ func (AskGuard) isEffect()      {}
 func (Hypervise) isEffect()     {}
 func (PingGuest) isEffect()     {}
 func (PingHost) isEffect()      {}
+func (PingAddresses) isEffect() {}
+func (WriteNote) isEffect()     {}
 func (Emit) isEffect()          {}
 func (SaveConfig) isEffect()    {}
 func (Answer) isEffect()        {}

@@ -42,10 +42,10 @@ type candidacy struct {
 }
 
 // datastores is how many datastores count for this host's rank: none while the
-// guard is away, the host is cut off or in maintenance, so that it leads only if nobody
+// guard is away, the host is isolated, cut off or in maintenance, so that it leads only if nobody
 // else can.
 func (m *Machine) datastores() int {
-	if !m.guardUp || m.self == nil || m.self.conf.Maintenance || m.cutOff {
+	if !m.guardUp || m.self == nil || m.self.conf.Maintenance || m.cutOff || m.isolated() {
 		return 0
 	}
 	n := 0
@@ -369,6 +369,7 @@ func (m *Machine) heardCandidate(h *member, theirs rank) {
 // signOfLife notes that h was heard.
 func (m *Machine) signOfLife(h *member) {
 	h.heard = m.now
+	m.agentTraffic(h)
 	if m.role == rolePrimary {
 		m.recovered(h)
 	}

@@ -168,6 +168,20 @@ type HostPinged struct {
 	Answered bool
 }
 
+// AddressesPinged answers PingAddresses: how many isolation addresses were asked,
+// and the first that answered ("" if none did).
+type AddressesPinged struct {
+	Op       OpID
+	Asked    int
+	Answered string
+}
+
+// NoteWritten answers WriteNote.
+type NoteWritten struct {
+	Op        OpID
+	Kind, Err string
+}
+
 // ConfigLoaded gives the machine the configuration that this host keeps: at
 // start, and after an accepted SaveConfig.
 type ConfigLoaded struct {
@@ -197,5 +211,7 @@ func (DomainChanged) isEvent()     {}
 func (HypervisorDone) isEvent()    {}
 func (GuestPinged) isEvent()       {}
 func (HostPinged) isEvent()        {}
+func (AddressesPinged) isEvent()   {}
+func (NoteWritten) isEvent()       {}
 func (ConfigLoaded) isEvent()      {}
 func (AdminAsked) isEvent()        {}

@@ -397,6 +397,9 @@ func (m *Machine) tend(id model.VMID) {
 	default:
 		reason = releaseReason(d.Cause)
 	}
+	if _, ok := m.haStopped(id, reason); ok {
+		reason = model.ReasonHAOff
+	}
 	if wait > 0 {
 		since, waiting := m.ended[id]
 		if !waiting {
@@ -442,6 +445,11 @@ func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 				d.Active = false // the guard has proven that nothing of it is left
 			}
 			m.reportDue = true
+			if reason == model.ReasonHAOff {
+				m.emit(event.Event{Kind: event.VMDown, VM: g.Name, Host: m.cfg.Self, Datastore: g.Home,
+					Text: fmt.Sprintf("%s has stopped on %s, and its lock is released for a restart elsewhere", g.Name, m.cfg.Self), Cause: m.haOff[id].why})
+			}
+			delete(m.haOff, id)
 			if reason == model.ReasonCrashed {
 				m.emit(event.Event{Kind: event.VMDown, Severity: event.Warning, VM: g.Name, Host: m.cfg.Self, Datastore: g.Home,
 					Text: fmt.Sprintf("%s died on %s without being asked to", g.Name, m.cfg.Self), Cause: r.Text})

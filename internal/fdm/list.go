@@ -88,6 +88,8 @@ func (m *Machine) checkLists() {
 // accessible tells whether this host's guard heartbeats on st.
 func (m *Machine) accessible(st *store) (bool, string) {
 	switch {
+	case m.isolated():
+		return false, fmt.Sprintf("the primary %s is isolated", m.cfg.Self)
 	case m.cutOff:
 		return false, fmt.Sprintf("the primary %s is cut off from all other hosts", m.cfg.Self)
 	case !st.here:

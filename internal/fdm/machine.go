@@ -108,6 +108,9 @@ type Machine struct {
 	resultLog []string
 	terms     map[model.DatastoreName]model.Term
 
+	iso   isolation
+	haOff map[model.VMID]haStop // VMs that HA is stopping here
+
 	// Administrators' requests.
 	relays   map[uint64]func(AdminReply)
 	relaySeq uint64
@@ -136,6 +139,7 @@ func New(cfg Config) *Machine {
 		byName:    map[string]*vm{},
 		ready:     map[model.VMID]*vm{},
 		waiting:   map[model.VMID]*vm{},
+		haOff:     map[model.VMID]haStop{},
 		orders:    map[string]*order{},
 		failovers: map[string]*failover{},
 	}
@@ -179,6 +183,7 @@ func (m *Machine) overslept(gap time.Duration) {
 		m.elect("the agent of the primary had stopped", m.silence())
 		return
 	}
+	m.iso.heardAt = min(m.now, m.iso.heardAt+gap)
 	for _, h := range m.order {
 		h.base = min(m.now, h.lastHeard()+gap)
 	}
@@ -208,6 +213,10 @@ func (m *Machine) dispatch(ev Event) {
 	case GuestPinged:
 		answer(m, e.Op, e)
 	case HostPinged:
+		answer(m, e.Op, e)
+	case AddressesPinged:
+		answer(m, e.Op, e)
+	case NoteWritten:
 		answer(m, e.Op, e)
 	case GuardNoticed:
 		m.onNotice(e.Notice)

@@ -44,6 +44,7 @@ type member struct {
 	aliveAt  time.Duration // when its slots were first seen to move during the silence
 	boot     model.BootID  // the last reboot told to people
 	pingAt   time.Duration
+	lookedAt time.Duration // the locks of its VMs were last read because it is apart
 	failed   bool
 	failover string
 	// knownFailed: a former primary had found it failed and restarted its VMs.
@@ -70,6 +71,9 @@ func (m *Machine) onConfig(c Cluster) {
 	}
 	changed := !m.loaded || c.Version != m.conf.Version
 	wasOff := !m.loaded || !m.conf.Enabled
+	if !m.loaded {
+		m.iso.heardAt = m.now
+	}
 	m.conf, m.loaded, m.confAt = c, true, m.now
 	m.setMembers()
 	m.setStores()
@@ -264,11 +268,21 @@ func (m *Machine) setState(h *member, s model.HostState, reason string) {
 	was := h.state
 	h.state, h.reason = s, reason
 	m.viewDue = true
+	defer func() {
+		for _, v := range m.sortVMs(h.vms) {
+			m.showProtection(v)
+		}
+	}()
 	sev := event.Info
 	switch s {
 	case model.HostFailed, model.HostIsolated, model.HostPartitioned, model.HostAgentUnreachable, model.HostDisconnected, model.HostInitError:
 		sev = event.Warning
 	}
+	seen := map[string]string{}
+	if h.suspect {
+		seen = m.evidence(h)
+	}
+	seen["was"] = string(was)
 	m.emit(event.Event{Kind: event.HostState, Severity: sev, Host: h.name,
-		Text: fmt.Sprintf("%s is %s", h.name, s), Cause: reason, Evidence: map[string]string{"was": string(was)}})
+		Text: fmt.Sprintf("%s is %s", h.name, s), Cause: reason, Evidence: seen})
 }

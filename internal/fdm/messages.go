@@ -295,6 +295,8 @@ type Cluster struct {
 	Datastores        []ClusterDatastore
 	// VMs are the per-VM settings of the file, by name.
 	VMs map[string]VMSettings
+	// Isolation is the response to this host's isolation.
+	Isolation Isolation
 	// MaxRestarts is das.maxvmrestartcount, PerHost the limit of concurrent
 	// starts of one host.
 	MaxRestarts int
@@ -323,4 +325,6 @@ type VMSettings struct {
 	Priority  model.Priority
 	Requested model.Requested
 	DependsOn []string
+	// Isolation is its own isolation response; "" is the cluster's.
+	Isolation IsolationResponse
 }

@@ -141,6 +141,23 @@ func (s *scenario) verb(f []string) {
 	case "expect":
 		s.expect(f[1:])
 		return
+	case "gateway-there": // there is an isolation address
+		w.gateway = true
+		return
+	case "isolation": // isolation RESPONSE [VM=RESPONSE...]: as the cluster file says
+		w.conf.Isolation = Isolation{Response: IsolationResponse(f[1]), Delay: 5 * time.Second, ShutdownLimit: 20 * time.Second}
+		for _, x := range f[2:] {
+			vm, r, _ := strings.Cut(x, "=")
+			if w.conf.VMs == nil {
+				w.conf.VMs = map[string]VMSettings{}
+			}
+			w.conf.VMs[vm] = VMSettings{Isolation: IsolationResponse(r)}
+		}
+		w.files[1] = w.conf
+		for _, n := range w.nodes {
+			n.conf = w.conf
+		}
+		return
 	case "quiet":
 		w.quiet[event.Kind(f[1])] = true
 		return
@@ -180,8 +197,21 @@ func (s *scenario) act(f []string) {
 		if n.libvirt {
 			n.listDomains()
 		}
-	case "cut", "heal":
-		s.node(f[1]).cut = f[0] == "cut"
+	case "cut", "heal": // cut HOST...
+		for _, h := range f[1:] {
+			n := s.node(h)
+			n.cut, n.deaf, n.mute, n.noPing, n.netOff = f[0] == "cut", false, false, false, map[string]bool{}
+		}
+	case "deaf":
+		s.node(f[1]).deaf = true
+	case "mute":
+		s.node(f[1]).mute = true
+	case "no-ping":
+		s.node(f[1]).noPing = true
+	case "network": // network HOST NAME off|on
+		s.node(f[1]).netOff[f[2]] = f[3] == "off"
+	case "gateway": // gateway off|on HOST
+		s.node(f[2]).noGate = f[1] == "off"
 	case "split", "join": // split HOST...: they hear only each other
 		for _, h := range f[1:] {
 			s.node(h).side = map[string]int{"split": 1}[f[0]]
@@ -205,6 +235,10 @@ func (s *scenario) act(f []string) {
 		} else {
 			lost()
 		}
+	case "lose": // lose HOST DATASTORE hung|lost: as a guard sees it, with freezes
+		s.node(f[1]).loseStorage(model.DatastoreName(f[2]), f[3])
+	case "regain":
+		s.node(f[1]).regainStorage(model.DatastoreName(f[2]))
 	case "unarmed":
 		s.node(f[1]).armed = false
 	case "fence":

@@ -46,9 +46,13 @@ type world struct {
 	loss   int // of a hundred datagrams, by a fixed sequence
 	rnd    uint64
 	broken []string // violated invariants
-	orders map[string]sentOrder
-	faults map[model.VMID]*startFault
-	sent   []sentCommand // every command that went over the network
+	// gateway: there is an isolation address, which answers whoever is not cut
+	// off from it.
+	gateway bool
+	notes   map[model.VMID]model.PoweredOffNote
+	orders  map[string]sentOrder
+	faults  map[model.VMID]*startFault
+	sent    []sentCommand // every command that went over the network
 }
 
 type sentCommand struct {
@@ -87,8 +91,16 @@ type node struct {
 	frozen bool // the agent is stopped (SIGSTOP)
 	inbox  []Event
 	conf   Cluster
-	cut    bool                         // no network at all
-	side   int                          // of a split network
+	cut    bool            // no network at all
+	side   int             // of a split network
+	noGate bool            // the isolation address does not answer
+	noPing bool            // it answers no ping
+	deaf   bool            // nothing reaches it
+	mute   bool            // nothing leaves it
+	netOff map[string]bool // networks that carry nothing
+	flags  model.SlotFlags // by the agent
+	kinds  map[model.DatastoreName]string
+	hungs  int                          // grows with each change of a datastore's health
 	hung   map[model.DatastoreName]bool // storage does not answer
 	leased map[model.DatastoreName]bool // ... but the lease still runs
 
@@ -105,7 +117,7 @@ type node struct {
 
 func newWorld(n int, datastores ...model.DatastoreName) *world {
 	w := &world{nodes: map[model.HostID]*node{}, disks: map[model.DatastoreName]*disk{}, answer: map[uint64]string{}, rnd: 1,
-		orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
+		notes: map[model.VMID]model.PoweredOffNote{}, orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
 	w.conf = Cluster{Version: 1, Enabled: true, HostMonitoring: true, Timing: model.TimingFast, HeartbeatNetworks: []string{"mgmt", "hb2"}, File: []byte("1")}
 	for _, d := range datastores {
 		w.conf.Datastores = append(w.conf.Datastores, ClusterDatastore{Name: d, Fence: model.FenceReset})
@@ -116,7 +128,7 @@ func newWorld(n int, datastores ...model.DatastoreName) *world {
 		name := model.HostID(fmt.Sprintf("host%d", i))
 		w.names = append(w.names, name)
 		w.conf.Hosts = append(w.conf.Hosts, ClusterHost{Name: name, Datastores: datastores, Memory: 8192, CPU: 8000})
-		w.nodes[name] = &node{w: w, name: name, armed: true, hung: map[model.DatastoreName]bool{}, leased: map[model.DatastoreName]bool{}}
+		w.nodes[name] = &node{w: w, name: name, armed: true, hung: map[model.DatastoreName]bool{}, leased: map[model.DatastoreName]bool{}, netOff: map[string]bool{}, kinds: map[model.DatastoreName]string{}}
 	}
 	w.files[1] = w.conf
 	for _, name := range w.names {
@@ -189,7 +201,7 @@ func (n *node) startAgent() {
 		n.listDomains()
 	}
 	for _, name := range n.w.names {
-		if o := n.w.nodes[name]; o != n && o.m != nil && n.reach(o) {
+		if o := n.w.nodes[name]; o != n && o.m != nil && n.link(o) {
 			o.step(LinkChanged{Host: n.name, Up: true})
 			n.step(LinkChanged{Host: o.name, Up: true})
 		}
@@ -206,7 +218,13 @@ func (n *node) listDomains() {
 	n.step(ev)
 }
 
-func (n *node) reach(o *node) bool { return n.on && o.on && !n.cut && !o.cut && n.side == o.side }
+// reach tells whether what n sends arrives at o.
+func (n *node) reach(o *node) bool {
+	return n.on && o.on && !n.cut && !o.cut && n.side == o.side && !n.mute && !o.deaf
+}
+
+// link tells whether the two can speak with each other.
+func (n *node) link(o *node) bool { return n.reach(o) && o.reach(n) }
 
 // step feeds an event to the agent, unless it is dead; a stopped agent gets it
 // later.
@@ -267,7 +285,7 @@ func (n *node) carry(effects []Effect) {
 		switch e := e.(type) {
 		case SendHeartbeat:
 			o := w.nodes[e.To]
-			if o == nil || !n.reach(o) || w.loss > 0 && w.random(100) < w.loss {
+			if o == nil || !n.reach(o) || n.netOff[e.Network] || o.netOff[e.Network] || w.loss > 0 && w.random(100) < w.loss {
 				continue
 			}
 			w.at(time.Millisecond, func() {
@@ -278,11 +296,11 @@ func (n *node) carry(effects []Effect) {
 		case SendMessage:
 			w.watchMessage(n, e)
 			o := w.nodes[e.To]
-			if o == nil || !n.reach(o) {
+			if o == nil || !n.link(o) {
 				continue
 			}
 			w.at(2*time.Millisecond, func() {
-				if n.reach(o) {
+				if n.link(o) {
 					o.step(MessageReceived{From: n.name, Message: e.Message})
 				}
 			})
@@ -335,7 +353,16 @@ func (n *node) carry(effects []Effect) {
 		case PingHost:
 			o := w.nodes[e.Host]
 			n.later(50*time.Millisecond, func() Event {
-				return HostPinged{Op: e.Op, Host: e.Host, Answered: o != nil && n.reach(o)}
+				return HostPinged{Op: e.Op, Host: e.Host, Answered: o != nil && n.link(o) && !o.noPing}
+			})
+		case PingAddresses:
+			n.pingGateway(e)
+		case WriteNote:
+			n.onDisk(e.Datastore, 10*time.Millisecond, func(d *disk, kind, err string) Event {
+				if d != nil {
+					w.notes[e.Note.VM] = e.Note
+				}
+				return NoteWritten{Op: e.Op, Kind: kind, Err: err}
 			})
 		case Emit:
 			w.record(n, e.Event)
@@ -352,6 +379,31 @@ func (n *node) carry(effects []Effect) {
 			w.logf("%s answer: %s", n.name, w.answer[e.ID])
 		}
 	}
+}
+
+// pingGateway answers at once, or not within a second.
+func (n *node) pingGateway(e PingAddresses) {
+	r := AddressesPinged{Op: e.Op}
+	if !n.w.gateway {
+		n.later(time.Millisecond, func() Event { return r })
+		return
+	}
+	r.Asked = 1
+	until, m := n.w.now+time.Second, n.m
+	var try func()
+	try = func() {
+		switch {
+		case n.m != m || !n.on:
+		case !n.cut && !n.deaf && !n.mute && !n.noGate:
+			r.Answered = "gateway"
+			n.step(r)
+		case n.w.now >= until:
+			n.step(r)
+		default:
+			n.w.at(100*time.Millisecond, try)
+		}
+	}
+	n.w.at(time.Millisecond, try)
 }
 
 func (w *world) logf(format string, args ...any) {
@@ -437,7 +489,7 @@ func (w *world) runningOn(id model.VMID) []string {
 	var on []string
 	for _, name := range w.names {
 		n := w.nodes[name]
-		if d := n.doms[id]; n.on && d != nil && d.Active && !d.Paused {
+		if d := n.doms[id]; n.on && d != nil && d.Active && !d.Paused && !n.frozenVM(id) {
 			on = append(on, string(name))
 		}
 	}

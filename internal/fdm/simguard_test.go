@@ -35,11 +35,79 @@ func (n *node) startGuard() {
 	pulse()
 }
 
+// frozenVM tells whether the guard holds a VM frozen.
+func (n *node) frozenVM(id model.VMID) bool {
+	g := n.guardVMs[id]
+	return g != nil && g.Phase == lease.PhaseFrozen
+}
+
+// loseStorage ends the lease on ds after a while and freezes what lives by it.
+func (n *node) loseStorage(ds model.DatastoreName, kind string) {
+	t := n.w.conf.Timing
+	n.hung[ds], n.leased[ds], n.kinds[ds] = true, true, kind
+	n.hungs++
+	hungs, boot := n.hungs, n.boots
+	n.w.at(t.Lease-t.Margin-t.Interval, func() {
+		if n.hungs != hungs || n.boots != boot {
+			return
+		}
+		n.leased[ds] = false
+		for _, g := range n.guardVMs {
+			if g.Home == ds && g.Phase == lease.PhaseRunning {
+				g.Phase, g.Reason = lease.PhaseFrozen, "no heartbeat could be written"
+			}
+		}
+		n.notice(lease.Notice{What: lease.NoticeDatastore, Datastore: ds, Text: "the lease on " + string(ds) + " ended"})
+	})
+}
+
+// regainStorage: heartbeat first, then each lock is claimed again.
+func (n *node) regainStorage(ds model.DatastoreName) {
+	n.hung[ds], n.leased[ds] = false, false
+	n.hungs++
+	if !n.guardOn {
+		return
+	}
+	n.writeSlot(ds)
+	for _, id := range sortedKeys(n.guardVMs) {
+		g := n.guardVMs[id]
+		if g.Home != ds {
+			continue
+		}
+		rec := n.w.disks[ds].locks[model.VMLock(id)]
+		switch {
+		case rec.Owner != n.name || rec.State != model.LockHeld:
+			if d := n.doms[id]; d != nil && d.Active {
+				n.w.logf("%s guard kills %s: its lock is at %s", n.name, g.Name, rec)
+				n.endDomain(id, StopFailed)
+			}
+			delete(n.guardVMs, id)
+		default:
+			rec.Epoch++
+			n.w.disks[ds].locks[rec.Lock] = rec
+			g.Epoch = rec.Epoch
+			if g.Phase == lease.PhaseFrozen {
+				g.Phase, g.Reason = lease.PhaseRunning, ""
+			}
+		}
+	}
+	n.notice(lease.Notice{What: lease.NoticeDatastore, Datastore: ds, Text: "the lease on " + string(ds) + " is valid"})
+}
+
 func (n *node) writeSlot(ds model.DatastoreName) {
 	n.slotSeq++
 	s := model.Slot{Host: n.name, Boot: n.boot(), Incarnation: 1, Sequence: n.slotSeq, Lease: n.w.conf.Timing.Lease}
 	if n.armed {
 		s.Flags = model.SlotArmed
+	}
+	s.Flags |= n.flags
+	for _, g := range n.guardVMs {
+		if g.Home == ds {
+			for _, c := range string(g.VM) {
+				s.Running = s.Running*31 + uint64(c)
+			}
+			s.Running += uint64(g.Epoch) << 40
+		}
 	}
 	n.w.disks[ds].slots[n.name] = model.SlotReading{Host: n.name, Valid: true, Slot: s,
 		Identity: model.SlotIdentity{Boot: s.Boot, Incarnation: 1, Sequence: n.slotSeq, Digest: fmt.Sprintf("%s-%d", n.boot(), n.slotSeq)}}
@@ -48,7 +116,11 @@ func (n *node) writeSlot(ds model.DatastoreName) {
 func (n *node) status() *lease.Status {
 	s := &lease.Status{Host: n.name, Boot: n.boot(), Incarnation: 1, Armed: n.armed, HookSeen: true}
 	for _, d := range n.w.conf.Datastores {
-		s.Datastores = append(s.Datastores, lease.DatastoreStatus{Name: d.Name, OK: !n.hung[d.Name] || n.leased[d.Name], ListTerm: n.terms[d.Name]})
+		x := lease.DatastoreStatus{Name: d.Name, OK: !n.hung[d.Name] || n.leased[d.Name], ListTerm: n.terms[d.Name]}
+		if n.hung[d.Name] {
+			x.Kind, x.Problem = n.kinds[d.Name], "it does not answer"
+		}
+		s.Datastores = append(s.Datastores, x)
 	}
 	for _, id := range sortedKeys(n.guardVMs) {
 		s.VMs = append(s.VMs, *n.guardVMs[id])
@@ -70,8 +142,16 @@ func (n *node) askGuard(e AskGuard) {
 	}
 	if e.Request.Beat != nil {
 		n.beatAt = n.w.now
-		if b := e.Request.Beat; b.Contact {
+		b := e.Request.Beat
+		if b.Contact {
 			n.heardAt = max(n.heardAt, n.w.now-b.ContactAge)
+		}
+		n.flags = 0
+		if b.Isolated {
+			n.flags = model.SlotIsolated
+			for _, ds := range sortedKeys(n.terms) {
+				n.yieldList(ds)
+			}
 		}
 	}
 	n.later(3*time.Millisecond, func() Event {
@@ -121,7 +201,11 @@ func (n *node) serve(r lease.Request) lease.Reply {
 	case r.Release != nil:
 		return n.releaseLock(r.Release)
 	case r.Kill != nil:
+		if g := n.guardVMs[r.Kill.VM]; g != nil && g.Epoch != r.Kill.Epoch {
+			return refuse(lease.CodeEpochMoved, nil, "epoch moved")
+		}
 		if d := n.doms[r.Kill.VM]; d != nil && d.Active {
+			n.w.logf("%s guard kills %s, note of epoch %d", n.name, d.Name, n.w.notes[r.Kill.VM].LockEpoch)
 			n.endDomain(r.Kill.VM, StopFailed)
 		}
 		return lease.Reply{Code: lease.CodeOK}
@@ -174,6 +258,9 @@ func (n *node) releaseLock(r *lease.ReleaseRequest) lease.Reply {
 	}
 	if d := n.doms[r.VM]; d != nil && d.Active {
 		return refuse(lease.CodeNotGone, nil, "it runs")
+	}
+	if n.hung[g.Home] {
+		return refuse(lease.CodeStorage, nil, "datastore %s does not answer", g.Home)
 	}
 	d := n.w.disks[g.Home]
 	rec := d.locks[model.VMLock(r.VM)]

@@ -145,7 +145,11 @@ func (m *Machine) noteSlot(st *store, r *model.SlotReading, started, completed t
 	s.latest = max(started, s.first)
 	if r.Valid {
 		proven := s.noteBoot(r.Slot)
+		moved := s.valid && (s.slot.Running != r.Slot.Running || s.slot.Flags != r.Slot.Flags)
 		s.slot, s.valid = r.Slot, true
+		if h := m.members[r.Host]; moved && m.role == rolePrimary && h != nil && h.apart() {
+			m.relook(st, h) // it took or gave up locks
+		}
 		if proven && m.role == rolePrimary {
 			m.bootProven(r.Host, s)
 		}

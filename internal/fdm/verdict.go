@@ -85,6 +85,7 @@ func (m *Machine) pingSilent() {
 			m.judge(h)
 		}
 	}
+	m.relookApart()
 }
 
 // sight is what the datastores tell of a silent host.
@@ -263,7 +264,7 @@ const failedWhy = "silent on the network, and its heartbeat is stale on every da
 // failoverOf is the failover that a failed host's VMs belong to; the first call
 // tells people what led to the verdict.
 func (m *Machine) failoverOf(h *member) string {
-	if h.failover != "" || !h.failed {
+	if h.failover != "" || !h.failed && h.state != model.HostIsolated {
 		return h.failover
 	}
 	m.failSeq++
@@ -285,8 +286,12 @@ func (m *Machine) failoverOf(h *member) string {
 	m.failovers[id] = &failover{id: id, host: h.name, at: last, open: map[model.VMID]bool{}}
 	m.emit(event.Event{At: last, Kind: event.LastHeartbeat, Host: h.name, Failover: id, Text: fmt.Sprintf("last heartbeat of %s", h.name)})
 	m.emit(event.Event{At: h.since, Kind: event.Silence, Host: h.name, Failover: id, Text: fmt.Sprintf("%s noticed silent", h.name)})
+	text, why := fmt.Sprintf("%s has failed", h.name), failedWhy
+	if !h.failed {
+		text, why = fmt.Sprintf("%s is isolated", h.name), h.reason
+	}
 	m.emit(event.Event{Kind: event.Verdict, Severity: event.Error, Host: h.name, Failover: id,
-		Text: fmt.Sprintf("%s has failed", h.name), Cause: failedWhy, Evidence: m.evidence(h)})
+		Text: text, Cause: why, Evidence: m.evidence(h)})
 	return id
 }
 
@@ -309,7 +314,7 @@ func (m *Machine) recovered(h *member) {
 	silent := m.now - h.since + m.silence()
 	known := h.state == model.HostConnected || h.state == model.HostMaintenance
 	m.unfail(h)
-	h.suspect, h.knownFailed = false, false
+	h.suspect, h.knownFailed, h.failover = false, false, ""
 	why := fmt.Sprintf("heard again after about %s", seconds(silent))
 	if known {
 		m.emit(event.Event{Kind: event.HostState, Host: h.name, Text: fmt.Sprintf("%s is heard again", h.name), Cause: why})

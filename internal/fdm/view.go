@@ -137,6 +137,9 @@ func (m *Machine) hostView(h *member, now time.Duration) HostView {
 	x := HostView{Name: h.name, Role: model.RoleSecondary, State: h.state, Reason: h.reason, ConfigVersion: h.beat.ConfigVersion, Memory: h.conf.Memory, MemoryUsed: h.used}
 	if h.self {
 		x.Role, x.State, x.ConfigVersion = model.RolePrimary, model.HostPrimary, m.conf.Version
+		if m.isolated() {
+			x.State, x.Reason = m.selfState()
+		}
 		if h.conf.Maintenance {
 			x.State = model.HostMaintenance
 		}
@@ -198,6 +201,9 @@ func (m *Machine) vmState(v *vm) (model.VMState, string) {
 		return model.VMStarted, ""
 	case v.order != nil:
 		return model.VMStarting, v.reason
+	}
+	if why, ok := m.elsewhere(v); ok && m.requested(v) != model.RequestedStarted {
+		return model.VMStarted, why
 	}
 	switch m.requested(v) {
 	case model.RequestedStopped:
@@ -274,6 +280,8 @@ func (m *Machine) selfState() (model.HostState, string) {
 		return model.HostUninitialized, "no cluster file has been loaded"
 	case m.self == nil:
 		return model.HostInitError, fmt.Sprintf("the cluster file does not name %s", m.cfg.Self)
+	case m.isolated():
+		return model.HostIsolated, fmt.Sprintf("no agent is heard and no isolation address answers, for %s", seconds(m.now-m.iso.heardAt))
 	case m.role == roleElection:
 		return model.HostElection, "there is no primary at the moment"
 	case m.self.conf.Maintenance:

@@ -220,6 +220,8 @@ func (m *Machine) protected(v *vm) (bool, string) {
 		return false, fmt.Sprintf("requested state is %s", m.requested(v))
 	case m.priority(v) == model.PriorityDisabled:
 		return false, "its restart priority is disabled"
+	case v.host != nil && (v.host.state == model.HostPartitioned || v.host.state == model.HostIsolated):
+		return false, fmt.Sprintf("the primary that owns its list does not reach %s, which is %s", v.host.name, v.host.state)
 	case !v.running && v.host != nil && v.host.suspect && !v.host.failed:
 		return v.shown, v.host.reason
 	case !v.running:
@@ -357,6 +359,7 @@ func (m *Machine) onLock(v *vm, r LockRead) {
 		return
 	}
 	v.lock, v.lockKnown = r.Record, true
+	m.lockOfRunning(v)
 	m.evaluate(v)
 }
 
