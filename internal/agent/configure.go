@@ -139,6 +139,9 @@ func clusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
 	out.Isolation = fdm.Isolation{Response: fdm.IsolationResponse(c.HA.IsolationResponse), Delay: c.IsolationDelay(),
 		ShutdownLimit: c.HA.Options.Duration("das.isolationShutdownTimeout")}
+	s := c.HA.Storage
+	out.Storage = fdm.StoragePolicy{APD: fdm.StorageResponse(s.APD), APDTimeout: s.APDTimeout, APDDelay: s.APDDelay,
+		APDReset: s.APDRecovery == "reset", PDL: fdm.StorageResponse(s.PDL)}
 	for _, h := range c.Hosts {
 		ch := fdm.ClusterHost{Name: h.Name, Datastores: h.Datastores, Memory: h.Memory,
 			CPU: h.CPU.MHz * model.MHz(h.CPU.Cores), Maintenance: h.Maintenance}

@@ -198,6 +198,9 @@ func (h *fakeHypervisor) StartPaused(ctx context.Context, vm model.VMID) error {
 func (h *fakeHypervisor) Resume(ctx context.Context, vm model.VMID) error {
 	return h.call(ctx, "resume")
 }
+func (h *fakeHypervisor) Reset(ctx context.Context, vm model.VMID) error {
+	return h.call(ctx, "reset")
+}
 func (h *fakeHypervisor) Shutdown(ctx context.Context, vm model.VMID) (hypervisor.ShutdownMethod, error) {
 	return "", h.call(ctx, "shutdown")
 }

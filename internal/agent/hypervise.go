@@ -87,6 +87,8 @@ func (a *Agent) hypervisorCall(ctx context.Context, e fdm.Hypervise) error {
 			return nil
 		}
 		return err
+	case fdm.CallReset:
+		return hv.Reset(ctx, e.VM)
 	case fdm.CallKill:
 		return hv.Kill(ctx, e.VM)
 	case fdm.CallList:

@@ -291,7 +291,7 @@ func TestNFSOptions(t *testing.T) {
 func TestErrorsAreOneLineAndClassified(t *testing.T) {
 	for errno, want := range map[unix.Errno]Kind{
 		unix.EIO: KindLost, unix.ENXIO: KindLost, unix.ENODEV: KindLost, unix.ESTALE: KindLost, unix.EREMOTEIO: KindLost,
-		unix.ESHUTDOWN: KindLost, unix.ENOTCONN: KindLost, unix.ENOSPC: KindFull, unix.EDQUOT: KindFull, unix.EROFS: KindReadOnly,
+		unix.ESHUTDOWN: KindLost, unix.ENOTCONN: KindLost, unix.ETIMEDOUT: KindUnreachable, unix.EHOSTUNREACH: KindUnreachable, unix.ENOLINK: KindUnreachable, unix.ENOSPC: KindFull, unix.EDQUOT: KindFull, unix.EROFS: KindReadOnly,
 		unix.EACCES: KindPermission, unix.EPERM: KindPermission, unix.ENOENT: KindMissing, unix.EINVAL: KindOther,
 	} {
 		err := wrap("write heartbeat", "slot 3 of /srv/ds1", within("heartbeats", errno))

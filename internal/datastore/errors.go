@@ -38,8 +38,12 @@ const (
 	// KindReadOnly: the file system refuses writes.
 	KindReadOnly Kind = "read-only"
 	// KindLost: the device or server is gone (EIO, ENXIO, ENODEV, ESTALE,
-	// EREMOTEIO, ESHUTDOWN, ENOTCONN, ETIMEDOUT).
+	// EREMOTEIO, ESHUTDOWN, ENOTCONN); permanent device loss.
 	KindLost Kind = "lost"
+	// KindUnreachable: the path to it gave up and may come back (ETIMEDOUT,
+	// ENOLINK, EHOSTDOWN, EHOSTUNREACH, ENETUNREACH, ECONNABORTED, ECONNRESET);
+	// all paths down.
+	KindUnreachable Kind = "unreachable"
 	// KindPermission: wrong owner or mode, or access denied.
 	KindPermission Kind = "permission"
 	// KindConflict: another installation uses this host's name.
@@ -129,7 +133,7 @@ func (f *fault) advise(remedy string) *fault {
 func sysFault(what string, err error) *fault {
 	f := &fault{kind: kindOf(err), cause: what, err: err}
 	switch f.kind {
-	case KindLost:
+	case KindLost, KindUnreachable:
 		f.remedy = "check the storage path and its mount"
 	case KindFull:
 		f.remedy = "free space or inodes on the datastore"
@@ -157,9 +161,11 @@ func kindOf(err error) Kind {
 		return KindFull
 	case unix.EROFS:
 		return KindReadOnly
-	case unix.EIO, unix.ENXIO, unix.ENODEV, unix.ESTALE, unix.EREMOTEIO, unix.ESHUTDOWN,
-		unix.ENOTCONN, unix.ETIMEDOUT, unix.ECONNABORTED, unix.EHOSTDOWN, unix.EHOSTUNREACH:
+	case unix.EIO, unix.ENXIO, unix.ENODEV, unix.ESTALE, unix.EREMOTEIO, unix.ESHUTDOWN, unix.ENOTCONN:
 		return KindLost
+	case unix.ETIMEDOUT, unix.ENOLINK, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENETUNREACH,
+		unix.ECONNABORTED, unix.ECONNRESET, unix.ECONNREFUSED:
+		return KindUnreachable
 	case unix.EACCES, unix.EPERM:
 		return KindPermission
 	case unix.EEXIST:

@@ -25,11 +25,13 @@ func (m *Machine) pulse(gen uint64) {
 		m.readAllSlots()
 	}
 	m.checkIsolation()
+	m.checkStorage()
 	if m.role == rolePrimary {
 		m.checkContact()
 		m.checkOwnFitness()
 		m.checkLists()
 		m.pingSilent()
+		m.protectComponents()
 	}
 	m.after(m.interval(), func() { m.pulse(gen) })
 }

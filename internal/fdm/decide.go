@@ -146,6 +146,10 @@ func (m *Machine) decideIdle(v *vm, h *member, rec model.LockRecord) {
 		m.recheck(v, fencePause)
 		return
 	}
+	if goneFrom(v, r, rec) {
+		m.takeGone(v, h, rec)
+		return
+	}
 	for i := range r.VMs {
 		if lv := &r.VMs[i]; lv.ID == v.p.ID && (lv.Phase != "" || lv.Active) {
 			v.reason = fmt.Sprintf("%s holds its lock (epoch %d) and is about to start or release it: %s", h.name, rec.Epoch, lv.Phase)

@@ -77,7 +77,8 @@ const (
 	CallResume      HypervisorCall = "resume"
 	CallShutdown    HypervisorCall = "shutdown" // ask the guest
 	CallKill        HypervisorCall = "kill"
-	CallList        HypervisorCall = "list" // answered by DomainsListed as well
+	CallReset       HypervisorCall = "reset" // as by the reset button
+	CallList        HypervisorCall = "list"  // answered by DomainsListed as well
 	CallUndefine    HypervisorCall = "undefine"
 	CallNoAutostart HypervisorCall = "noAutostart"
 )

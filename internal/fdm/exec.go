@@ -80,7 +80,7 @@ func (m *Machine) begin(e *exec) {
 		m.failExec(e, codeStaleTerm, fmt.Sprintf("the command is of term %d, the protected list of %s has term %d", e.cmd.Term, home, m.terms[home]))
 		return
 	}
-	if !m.guardUp || !m.hvUp {
+	if !m.guardUp || !m.hvUp && e.cmd.Kind != CommandEvacuate {
 		if m.now-e.arrived >= e.cmd.Expires {
 			m.failExec(e, codeExpired, fmt.Sprintf("guard up: %v, libvirt up: %v", m.guardUp, m.hvUp))
 			return
@@ -95,6 +95,8 @@ func (m *Machine) begin(e *exec) {
 		m.shutdown(e)
 	case CommandKill:
 		m.kill(e)
+	case CommandEvacuate:
+		m.evacuate(e)
 	default:
 		m.failExec(e, string(lease.CodeInvalid), fmt.Sprintf("unknown command %q", e.cmd.Kind))
 	}
@@ -229,7 +231,7 @@ func (m *Machine) awaitGuest(e *exec, until time.Duration) {
 		m.finish(e, Progress{Stage: StageRunning, Text: fmt.Sprintf("its guest agent did not answer in %s", seconds(m.cfg.AliveLimit))})
 		return
 	}
-	if m.isFrozen(e.cmd.VM.ID) {
+	if m.isFrozen(e.cmd.VM.ID) || m.hangs(e.cmd.VM.ID) {
 		m.after(time.Second, func() { m.awaitGuest(e, until) })
 		return
 	}
@@ -308,8 +310,8 @@ func (m *Machine) shutdown(e *exec) {
 	if !m.hold(e) {
 		return
 	}
-	if m.isFrozen(e.cmd.VM.ID) {
-		m.failExec(e, string(lease.CodeRefused), "it is frozen: its guest cannot shut down; kill it, or wait until its datastore answers")
+	if m.isFrozen(e.cmd.VM.ID) || m.hangs(e.cmd.VM.ID) {
+		m.failExec(e, string(lease.CodeRefused), "it is frozen, or its storage hangs: its guest cannot shut down; kill it, or wait until its datastore answers")
 		return
 	}
 	m.hypervise(CallShutdown, e.cmd.VM.ID, "", func(r HypervisorDone) {

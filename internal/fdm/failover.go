@@ -102,13 +102,20 @@ func (m *Machine) unfit(h *member) string {
 	return ""
 }
 
-func (m *Machine) place(v *vm, room *placement.State) {
-	w := placement.Want{VM: v.p.Name, Only: v.want.only, Prefer: v.want.prefer, Failed: map[model.HostID]int{}}
+// wantOf is a VM's wish for a place, with what failed before.
+func (m *Machine) wantOf(v *vm) placement.Want {
+	w := placement.Want{VM: v.p.Name, Failed: map[model.HostID]int{}}
 	if v.p.Down != nil {
 		for _, h := range v.p.Down.Hosts {
 			w.Failed[h]++
 		}
 	}
+	return w
+}
+
+func (m *Machine) place(v *vm, room *placement.State) {
+	w := m.wantOf(v)
+	w.Only, w.Prefer = v.want.only, v.want.prefer
 	c := room.Place(w)
 	if c.Host == "" {
 		m.unplaced(v, c.Refusals, c.Busy)
@@ -328,6 +335,10 @@ func (m *Machine) onProgress(h *member, p Progress) {
 			}
 		}
 	case StageGone:
+		if o.kind == CommandEvacuate {
+			m.evacuated(o)
+			break
+		}
 		m.gone(o, p)
 	case StageFailed:
 		m.orderFailed(o, p)

@@ -267,7 +267,7 @@ func (m *Machine) stopIsolated(st *store, g lease.VMStatus, why string, lost boo
 	how := m.responseTo(g.Name)
 	begin := func() {
 		x.stopping = true
-		if how == IsolationShutdown && !m.isFrozen(g.VM) && !lost {
+		if how == IsolationShutdown && !m.isFrozen(g.VM) && !m.hangs(g.VM) && !lost {
 			m.shutDownIsolated(g, why, gen)
 			return
 		}

@@ -182,12 +182,29 @@ func (m *Machine) listStep(st *store) {
 	switch {
 	case m.disowned(st, l.lock):
 		evidence = fmt.Sprintf("%s has rebooted since it took the list", owner)
+	case m.stale(st, owner) && m.gaveUp(owner, st.name):
+		evidence = fmt.Sprintf("%s has lost %s and reports that it holds the list no longer", owner, st.name)
 	case m.stale(st, owner) && !m.speaks(owner):
 		evidence = fmt.Sprintf("heartbeat of %s on %s unchanged for %s", owner, st.name, seconds(slot.age()))
 	default:
 		return
 	}
 	m.claimList(st, &lease.Takeover{Owner: owner, Slot: slot.id, Evidence: evidence})
+}
+
+// gaveUp tells whether a host that answers says that its guard has given the
+// list up, which it could not write down because it lost the datastore.
+func (m *Machine) gaveUp(host model.HostID, name model.DatastoreName) bool {
+	h := m.members[host]
+	if h == nil || h.report == nil || h.suspect {
+		return false
+	}
+	for _, d := range h.report.Datastores {
+		if d.Name == name {
+			return !d.OK && d.ListTerm == 0
+		}
+	}
+	return false
 }
 
 // speaks tells whether a host's agent was heard lately.

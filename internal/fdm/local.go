@@ -114,6 +114,7 @@ func (m *Machine) onStatus(s lease.Status) {
 	}
 	m.guarded = now
 	m.reportDue, m.viewDue = true, true
+	m.checkStorage()
 	for _, d := range s.Datastores {
 		st := m.stores[d.Name]
 		if st == nil || m.role != rolePrimary || st.list.phase < listCopying {
@@ -198,7 +199,7 @@ func (m *Machine) greet(id model.VMID) {
 		if d == nil || !d.Active || d.alive {
 			return
 		}
-		if _, held := m.guarded[id]; !held || m.isFrozen(id) || m.busyVM[id] != nil || !m.hvUp {
+		if _, held := m.guarded[id]; !held || m.isFrozen(id) || m.busyVM[id] != nil || !m.hvUp || m.hangs(id) {
 			m.greet(id)
 			return
 		}
@@ -249,6 +250,7 @@ func (m *Machine) account() *Report {
 			r.Boot, r.Incarnation = m.status.Boot, m.status.Incarnation
 		}
 	}
+	r.Losses = m.lossReport()
 	ids := map[model.VMID]bool{}
 	for id := range m.domains {
 		ids[id] = true

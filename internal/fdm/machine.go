@@ -108,8 +108,9 @@ type Machine struct {
 	resultLog []string
 	terms     map[model.DatastoreName]model.Term
 
-	iso   isolation
-	haOff map[model.VMID]haStop // VMs that HA is stopping here
+	iso    isolation
+	losses map[model.DatastoreName]*loss
+	haOff  map[model.VMID]haStop // VMs that HA is stopping here
 
 	// Administrators' requests.
 	relays   map[uint64]func(AdminReply)
@@ -139,6 +140,7 @@ func New(cfg Config) *Machine {
 		byName:    map[string]*vm{},
 		ready:     map[model.VMID]*vm{},
 		waiting:   map[model.VMID]*vm{},
+		losses:    map[model.DatastoreName]*loss{},
 		haOff:     map[model.VMID]haStop{},
 		orders:    map[string]*order{},
 		failovers: map[string]*failover{},

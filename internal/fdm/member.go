@@ -51,6 +51,7 @@ type member struct {
 	knownFailed bool
 	gen         uint64 // of its silence timer
 
+	lossIDs   map[model.DatastoreName]string // failovers of its lost datastores
 	orders    map[string]*order
 	orderMem  model.MiB
 	vms       map[model.VMID]*vm // believed to run there

@@ -89,6 +89,8 @@ type Report struct {
 	MHz           model.MHz               `json:"mhz"`
 	Datastores    []lease.DatastoreStatus `json:"datastores"`
 	VMs           []LocalVM               `json:"vms"`
+	// Losses are the datastores that it has lost.
+	Losses []StorageLoss `json:"losses,omitempty"`
 }
 
 // LocalVM is a managed or unmanaged VM as its host sees it.
@@ -127,6 +129,8 @@ type Command struct {
 	Epoch    model.Epoch       `json:"epoch"`
 	Takeover *lease.Takeover   `json:"takeover,omitempty"`
 	Failover string            `json:"failover,omitempty"`
+	// Reason is why a VM is evacuated, for people.
+	Reason string `json:"reason,omitempty"`
 	// Expires is how long after receipt the command may still begin.
 	Expires time.Duration `json:"expires"`
 }
@@ -139,6 +143,7 @@ const (
 	CommandStart    CommandKind = "start"
 	CommandShutdown CommandKind = "shutdown" // ask the guest, release when gone
 	CommandKill     CommandKind = "kill"     // end it, release when gone
+	CommandEvacuate CommandKind = "evacuate" // end it, say when it is gone; its storage is lost
 )
 
 // Progress tells the primary how a command stands; the last has Done set.
@@ -295,6 +300,8 @@ type Cluster struct {
 	Datastores        []ClusterDatastore
 	// VMs are the per-VM settings of the file, by name.
 	VMs map[string]VMSettings
+	// Storage is the reaction to lost datastores.
+	Storage StoragePolicy
 	// Isolation is the response to this host's isolation.
 	Isolation Isolation
 	// MaxRestarts is das.maxvmrestartcount, PerHost the limit of concurrent

@@ -158,6 +158,25 @@ func (s *scenario) verb(f []string) {
 			n.conf = w.conf
 		}
 		return
+	case "storage-policy": // storage-policy APD PDL [reset]: time-out 30 s, no delay
+		w.conf.Storage = StoragePolicy{APD: StorageResponse(f[1]), PDL: StorageResponse(f[2]), APDTimeout: 30 * time.Second, APDReset: len(f) > 3}
+		w.files[1] = w.conf
+		for _, n := range w.nodes {
+			n.conf = w.conf
+		}
+		return
+	case "disk": // disk VM DATASTORE: it has one there too
+		for _, d := range w.disks {
+			for t, l := range d.lists {
+				for i := range l.VMs {
+					if l.VMs[i].Name == f[1] {
+						l.VMs[i].Datastores = append(l.VMs[i].Datastores, model.DatastoreName(f[2]))
+					}
+				}
+				d.lists[t] = l
+			}
+		}
+		return
 	case "quiet":
 		w.quiet[event.Kind(f[1])] = true
 		return

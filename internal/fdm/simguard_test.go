@@ -52,6 +52,7 @@ func (n *node) loseStorage(ds model.DatastoreName, kind string) {
 			return
 		}
 		n.leased[ds] = false
+		delete(n.terms, ds)
 		for _, g := range n.guardVMs {
 			if g.Home == ds && g.Phase == lease.PhaseRunning {
 				g.Phase, g.Reason = lease.PhaseFrozen, "no heartbeat could be written"
@@ -236,6 +237,11 @@ func (n *node) claimLock(ds model.DatastoreName, id model.LockID, epoch model.Ep
 		case t == nil || t.Owner != h:
 			return refuse(lease.CodeHeldByOther, &rec, "held by %s", h)
 		case slot.Slot.Boot != rec.Boot: // its boot is gone
+		case slot.Identity.Digest == t.Slot.Digest && t.Gone:
+			o := n.w.nodes[h]
+			if d := o.doms[model.VMID(id)]; o.on && d != nil && d.Active {
+				n.w.violate("%s is taken as gone from %s, which runs it", id, h)
+			}
 		case slot.Identity.Digest != t.Slot.Digest:
 			return refuse(lease.CodeOwnerAlive, &rec, "the slot of %s changed", h)
 		case id != model.ListLock && !slot.Slot.Flags.Has(model.SlotArmed):
@@ -276,6 +282,9 @@ func (n *node) releaseLock(r *lease.ReleaseRequest) lease.Reply {
 func (n *node) yieldList(ds model.DatastoreName) {
 	t := n.terms[ds]
 	delete(n.terms, ds)
+	if n.kinds[ds] != "" && n.hung[ds] {
+		return // the record cannot be written
+	}
 	d := n.w.disks[ds]
 	if rec := d.locks[model.ListLock]; t != 0 && rec.Epoch == model.Epoch(t) && rec.Owner == n.name {
 		rec.Epoch, rec.State, rec.Reason = rec.Epoch+1, model.LockReleased, model.ReasonYield
@@ -341,6 +350,8 @@ func (n *node) call(e Hypervise) HypervisorFault {
 	case CallResume:
 		dom.Paused = false
 		changed()
+	case CallReset:
+		n.w.logf("%s resets %s", n.name, dom.Name)
 	case CallShutdown:
 		n.w.at(time.Second, func() {
 			if d := n.doms[e.VM]; n.on && d != nil && d.Active {

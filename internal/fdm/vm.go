@@ -37,6 +37,7 @@ type vm struct {
 	said     string // the reason last told
 	saidAt   time.Duration
 	triedAt  time.Duration
+	movedAt  time.Duration // its stop was last ordered because its storage is lost
 
 	dirtyAt    uint64 // list version that will hold the last change
 	seen       bool   // to run in this reign, or managed only since

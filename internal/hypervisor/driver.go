@@ -52,6 +52,8 @@ type Driver interface {
 	StartPaused(ctx context.Context, vm model.VMID) error
 	// Resume lets a paused domain's processors run.
 	Resume(ctx context.Context, vm model.VMID) error
+	// Reset restarts the guest as by the reset button.
+	Reset(ctx context.Context, vm model.VMID) error
 	// Shutdown asks the guest to shut down: through its agent if that
 	// answers, else by the power button. It does not wait for the guest.
 	Shutdown(ctx context.Context, vm model.VMID) (ShutdownMethod, error)

@@ -89,6 +89,10 @@ type ClaimRequest struct {
 type Takeover struct {
 	Owner model.HostID       `json:"owner"`
 	Slot  model.SlotIdentity `json:"slot"`
+	// Gone: the owner's guard reported that the VM has no process left under the
+	// epoch to be taken, and that its lease there is over. Nothing of it can
+	// write any more, whatever the fence class.
+	Gone bool `json:"gone,omitempty"`
 	// Evidence for people: how old the slot was, which observers were asked.
 	Evidence string `json:"evidence,omitempty"`
 }

@@ -346,6 +346,8 @@ func (m *Machine) unfenced(c *chain, slot model.SlotReading) string {
 	switch {
 	case c.vm == "": // a list: its writes go below its own term
 		return ""
+	case c.takeover.Gone: // nothing is left that could write
+		return ""
 	case s != nil && s.cfg.Unfenced:
 		return ""
 	case s != nil && s.cfg.Fence == model.FenceReset && slot.Valid && slot.Slot.Flags.Has(model.SlotArmed):

@@ -162,10 +162,10 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 		return r.step(at, Event{Kind: EvConnLost, Conn: 1})
 	case "beat": // [contact]
 		return ask(Request{Beat: &BeatRequest{Contact: arg(0) == "contact"}})
-	case "claim": // EPOCH [OWNER DIGEST]
+	case "claim": // EPOCH [OWNER DIGEST [gone]]
 		q := &ClaimRequest{VM: vmA, Epoch: model.Epoch(num(0))}
-		if len(args) == 3 {
-			q.Takeover = &Takeover{Owner: model.HostID(arg(1)), Slot: model.SlotIdentity{Digest: arg(2)}}
+		if len(args) >= 3 {
+			q.Takeover = &Takeover{Owner: model.HostID(arg(1)), Slot: model.SlotIdentity{Digest: arg(2)}, Gone: arg(3) == "gone"}
 		}
 		return ask(Request{Claim: q})
 	case "create":

@@ -133,6 +133,13 @@ func (d *Driver) Resume(ctx context.Context, vm model.VMID) error {
 	})
 }
 
+// Reset implements hypervisor.Driver.
+func (d *Driver) Reset(ctx context.Context, vm model.VMID) error {
+	return d.callDomain(ctx, "reset", vm, d.cfg.CallTimeout, func(l *lv.Libvirt, dom lv.Domain) error {
+		return l.DomainReset(dom, 0)
+	})
+}
+
 // agentPatience is how long Shutdown waits for the guest agent's answer
 // before it presses the power button.
 const agentPatience = 2 * time.Second
