@@ -57,7 +57,7 @@ type chain struct {
 
 	prev, rec model.LockRecord
 	linkFault *Fault
-	lapses    uint64 // of the datastore's lease when the list was ordered
+	turns     uint64 // of the datastore's lease when the list was ordered
 	wakeAt    time.Duration
 	created   bool
 
@@ -120,7 +120,7 @@ func (m *Machine) order1(c *chain, st stage, e Effect) {
 
 func (m *Machine) listLock(c *chain, st stage) {
 	if s := m.store(c.key.ds); s != nil {
-		c.lapses = s.lapses
+		c.turns = s.turns
 	}
 	m.order1(c, st, Effect{Kind: EffListLock, Lock: c.key.lock})
 }
@@ -417,11 +417,11 @@ func (m *Machine) won(c *chain) {
 	}
 }
 
-// sound reports whether the lease was valid without a gap since the last list
-// was ordered: only then does its result permit to run.
+// sound reports whether the lease was valid, without a gap, when the last list
+// was ordered and since: only then does its result permit to run.
 func (m *Machine) sound(c *chain) bool {
 	s := m.store(c.key.ds)
-	return s != nil && s.leased && s.lapses == c.lapses
+	return s != nil && s.leased && s.turns == c.turns
 }
 
 func (m *Machine) wonClaim(c *chain) {

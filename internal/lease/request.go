@@ -362,5 +362,10 @@ func (m *Machine) listDuties() {
 // stops feeding its watchdog early enough to be reset within L of that moment,
 // and nobody takes its VMs before it was silent for longer than L.
 func (m *Machine) contact(s *store) bool {
-	return m.agent.heard && m.agent.beat.Contact && m.now < m.agent.last-m.agent.beat.ContactAge+s.limits.Contact
+	return m.agent.heard && m.agent.beat.Contact && m.now < m.contactEnd(s)
+}
+
+// contactEnd is when the last contact ceases to count for VMs on s.
+func (m *Machine) contactEnd(s *store) time.Duration {
+	return m.agent.last - m.agent.beat.ContactAge + s.limits.Contact
 }

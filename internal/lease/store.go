@@ -17,10 +17,11 @@ type store struct {
 	s      time.Duration
 	hasS   bool
 	limits limits
-	// leased: the lease is valid. lapses counts its ends, so that an answer
-	// can tell whether the lease was valid all the time since its question.
+	// leased: the lease is valid. turns counts its beginnings and its ends, so
+	// that an answer can tell whether the lease was valid when its question was
+	// asked and all the time since.
 	leased bool
-	lapses uint64
+	turns  uint64
 
 	sequence  uint64
 	known     []string // digests the slot may have; the last good one first
@@ -102,7 +103,7 @@ func (m *Machine) lapse() {
 
 func (m *Machine) endLease(s *store, why string) {
 	s.leased = false
-	s.lapses++
+	s.turns++
 	m.statusDirty = true
 	m.saveDirty = true
 	for _, v := range m.order {
@@ -234,6 +235,7 @@ func (m *Machine) slotWritten(ev *Event) {
 	}
 	if !s.leased {
 		s.leased = true
+		s.turns++
 		m.statusDirty = true
 		m.notify(Notice{What: NoticeDatastore, Datastore: s.cfg.Name, Text: "the lease on " + string(s.cfg.Name) + " is valid"})
 	}

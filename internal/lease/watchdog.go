@@ -43,6 +43,16 @@ func (m *Machine) safe(v *vm) bool {
 	return false
 }
 
+// byContact reports whether v counts as safe only as long as a contact does,
+// and until when.
+func (m *Machine) byContact(v *vm) (time.Duration, bool) {
+	s := m.store(v.spec.Home)
+	if v.absent() || v.freeze != frozenBusy || s == nil || s.fence() != model.FenceReset || !m.contact(s) {
+		return 0, false
+	}
+	return m.contactEnd(s), true
+}
+
 // maybeOurs reports whether a VM that runs here without a known lock may run
 // under one that a guard of this boot took and forgot: then other hosts count
 // on its end.
@@ -57,6 +67,9 @@ func (m *Machine) petLimit() (time.Duration, *vm) {
 	limit, by := m.now+time.Hour, (*vm)(nil)
 	for _, v := range m.order {
 		adopted := m.adoptionMayCount(v)
+		if end, ok := m.byContact(v); ok && end < limit {
+			limit, by = end, v
+		}
 		if m.safe(v) || v.lock == lockNone && !m.maybeOurs(v) && !adopted {
 			continue
 		}
