@@ -81,7 +81,7 @@ func (a *Agent) saveConfig(ctx context.Context, e fdm.SaveConfig) {
 			Cause: err.Error()})
 		return
 	}
-	a.post(ctx, fdm.ConfigLoaded{Config: clusterOf(a.setup.Load().cluster, a.host)})
+	a.post(ctx, fdm.ConfigLoaded{Config: ClusterOf(a.setup.Load().cluster, a.host)})
 }
 
 // adopt runs in the only worker of its lane, so one version comes after another.
@@ -127,9 +127,9 @@ func (a *Agent) tell(ctx context.Context, e event.Event) {
 	}
 }
 
-// clusterOf is the cluster file as the core needs it. A host without memory in
+// ClusterOf is the cluster file as the core needs it. A host without memory in
 // the file has what its kernel says, which only that host itself knows.
-func clusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
+func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	out := fdm.Cluster{
 		Version: c.Version, Enabled: c.HA.Enabled, HostMonitoring: c.HA.HostMonitoring, Timing: c.Timing(),
 		HeartbeatNetworks: c.HeartbeatNetworks(), VMs: map[string]fdm.VMSettings{},

@@ -20,7 +20,7 @@ func (a *Agent) loop(ctx context.Context, failed <-chan error) error {
 			own = append(own, a.carryOut(ctx, at, e)...)
 		}
 	}
-	step(fdm.ConfigLoaded{Config: clusterOf(a.setup.Load().cluster, a.host)})
+	step(fdm.ConfigLoaded{Config: ClusterOf(a.setup.Load().cluster, a.host)})
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -22,6 +22,28 @@ func (m *Machine) View(now time.Duration) ClusterView {
 	return m.loneView(now)
 }
 
+// Role is what this host is now.
+func (m *Machine) Role() model.Role {
+	switch m.role {
+	case rolePrimary:
+		return model.RolePrimary
+	case roleSecondary:
+		return model.RoleSecondary
+	}
+	return model.RoleNone
+}
+
+// ListsOwned is how many datastores this primary acts for; 0 elsewhere.
+func (m *Machine) ListsOwned() int {
+	n := 0
+	for _, st := range m.storeBy {
+		if m.role == rolePrimary && st.list.phase == listOwned {
+			n++
+		}
+	}
+	return n
+}
+
 // flushView sends the view to the secondaries: on change at most once a second
 // (a status that is a second old still helps), and every ReportInterval.
 func (m *Machine) flushView() {

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"hanok.dev/hanok/internal/model"
@@ -58,30 +59,8 @@ type SavedOrphan struct {
 
 // Saved returns what a successor needs.
 func (m *Machine) Saved() Saved {
-	out := Saved{Host: m.cfg.Host, Boot: m.cfg.Boot, Incarnation: m.incN, Agent: m.agent.sequence}
-	for _, s := range m.stores {
-		o := SavedStore{Name: s.cfg.Name, HasS: s.hasS, S: s.s, Limits: s.limits, Sequence: s.sequence,
-			Known: slices.Clone(s.known), Changed: s.changed, ChangedAt: s.changedAt, ListCleanup: s.list.cleanup}
-		if s.list.held {
-			o.ListTerm, o.ListNonce = s.list.term, s.list.nonce
-		}
-		out.Stores = append(out.Stores, o)
-	}
-	for _, v := range m.order {
-		if v.lock == lockHeld || v.lock == lockSuspect || v.lock == lockLost {
-			out.VMs = append(out.VMs, SavedVM{Spec: v.spec, Epoch: v.epoch, Nonce: v.nonce,
-				Suspect: v.lock != lockHeld, Running: v.running, Hook: v.grant == grantHook, HookAt: v.grantAt})
-		}
-	}
-	for i := range m.orphans {
-		out.Orphans = append(out.Orphans, SavedOrphan{Datastore: m.orphans[i].key.ds, Record: m.orphans[i].rec})
-	}
-	for _, c := range m.chains {
-		// A claim in flight is an orphan for a successor.
-		if (c.stage == stageLink || c.stage == stageAgain) && c.rec.State == model.LockHeld {
-			out.Orphans = append(out.Orphans, SavedOrphan{Datastore: c.key.ds, Record: c.rec})
-		}
-	}
+	var out Saved
+	m.SaveTo(&out)
 	return out
 }
 
@@ -128,4 +107,45 @@ func (m *Machine) restore(saved *Saved) {
 	}
 	// The agent gets the time of its silence to come back.
 	m.agent.restored = true
+}
+
+// SaveTo is Saved into a value that is used again: what it held before is
+// overwritten, its slices are kept.
+func (m *Machine) SaveTo(out *Saved) {
+	stores, vms, orphans := out.Stores[:0], out.VMs[:0], out.Orphans[:0]
+	known := make([][]string, len(out.Stores))
+	for i := range out.Stores {
+		known[i] = out.Stores[i].Known[:0]
+	}
+	*out = Saved{Host: m.cfg.Host, Boot: m.cfg.Boot, Incarnation: m.incN, Agent: m.agent.sequence}
+	for i, s := range m.stores {
+		var k []string
+		if i < len(known) {
+			k = known[i]
+		}
+		o := SavedStore{Name: s.cfg.Name, HasS: s.hasS, S: s.s, Limits: s.limits, Sequence: s.sequence,
+			Known: append(k, s.known...), Changed: s.changed, ChangedAt: s.changedAt, ListCleanup: s.list.cleanup}
+		if s.list.held {
+			o.ListTerm, o.ListNonce = s.list.term, s.list.nonce
+		}
+		stores = append(stores, o)
+	}
+	for _, v := range m.order {
+		if v.lock == lockHeld || v.lock == lockSuspect || v.lock == lockLost {
+			vms = append(vms, SavedVM{Spec: v.spec, Epoch: v.epoch, Nonce: v.nonce,
+				Suspect: v.lock != lockHeld, Running: v.running, Hook: v.grant == grantHook, HookAt: v.grantAt})
+		}
+	}
+	for i := range m.orphans {
+		orphans = append(orphans, SavedOrphan{Datastore: m.orphans[i].key.ds, Record: m.orphans[i].rec})
+	}
+	first := len(orphans)
+	for _, c := range m.chains {
+		// A claim in flight is an orphan for a successor.
+		if (c.stage == stageLink || c.stage == stageAgain) && c.rec.State == model.LockHeld {
+			orphans = append(orphans, SavedOrphan{Datastore: c.key.ds, Record: c.rec})
+		}
+	}
+	slices.SortFunc(orphans[first:], func(a, b SavedOrphan) int { return strings.Compare(a.Record.Nonce, b.Record.Nonce) })
+	out.Stores, out.VMs, out.Orphans = stores, vms, orphans
 }
