@@ -16,6 +16,7 @@ import (
 	"hanok.dev/hanok/internal/cli/datastorecmd"
 	"hanok.dev/hanok/internal/cli/labcmd"
 	"hanok.dev/hanok/internal/cli/pkicmd"
+	"hanok.dev/hanok/internal/cli/simcmd"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/version"
@@ -70,7 +71,7 @@ func New() *cobra.Command {
 		_ = pf.MarkHidden(hidden) // for tests and hosts with their own layout
 	}
 	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newRule(a), newAdmission(a), newLock(a), newAgent(a), newVersion(),
-		labcmd.New(), pkicmd.New(), datastorecmd.New())
+		labcmd.New(), simcmd.New(), pkicmd.New(), datastorecmd.New())
 	strict(root)
 	return root
 }

@@ -50,6 +50,8 @@ func (s *Scenario) End() time.Duration {
 			at += a.Within
 		case Power:
 			at += a.For
+		case Stall:
+			at += a.For
 		}
 		end = max(end, at)
 	}
@@ -69,7 +71,7 @@ type Step struct {
 }
 
 // Action is one of Power, Cut, Heal, StorageFault, Partition, Process, VM,
-// Configure, Maintenance and Expect.
+// Configure, Maintenance, Datastore, Stall, Slow, Clock, Network and Expect.
 type Action interface{ action() }
 
 // PowerOp is a change of a host's power or running.
@@ -83,13 +85,14 @@ const (
 	Shutdown PowerOp = "shutdown" // in good order
 	Freeze   PowerOp = "freeze"   // the host stands still; its network answers
 	Thaw     PowerOp = "thaw"
+	Suspend  PowerOp = "suspend" // the machine sleeps; its clock goes on
 )
 
 // Power changes a host's power or running.
 type Power struct {
 	Op   PowerOp
 	Host model.HostID
-	// For, of Freeze: thaw after this long; 0 is never.
+	// For, of Freeze and Suspend: it ends after this long; 0 is never.
 	For time.Duration
 }
 
@@ -125,6 +128,13 @@ const (
 	FaultSlow     Fault = "slow"
 	FaultFull     Fault = "full"
 	FaultReadonly Fault = "readonly"
+	// FaultHangHard: what was asked for takes effect after healing, even if
+	// who asked is dead.
+	FaultHangHard Fault = "hang-hard"
+	// FaultFlaky: errors at random, with and without effect, some of them late.
+	FaultFlaky Fault = "flaky"
+	// FaultCached: listings are some seconds old, as on NFS that caches.
+	FaultCached Fault = "cached"
 )
 
 // StorageFault sets the state of one host's path to one datastore.
@@ -160,10 +170,13 @@ type VMOp string
 
 // The operations of VM.
 const (
-	VMStop      VMOp = "stop"  // its user powers it off
-	VMStart     VMOp = "start" // its user starts it
-	VMCrash     VMOp = "crash" // its process dies
-	VMHang      VMOp = "hang"  // the guest stops answering
+	VMStop      VMOp = "stop"     // its user powers it off
+	VMKill      VMOp = "kill"     // its user ends it at once
+	VMShutdown  VMOp = "shutdown" // the guest shuts itself down
+	VMRestore   VMOp = "restore"  // what delete took is there again
+	VMStart     VMOp = "start"    // its user starts it
+	VMCrash     VMOp = "crash"    // its process dies
+	VMHang      VMOp = "hang"     // the guest stops answering
 	VMMigrate   VMOp = "migrate"
 	VMFailStart VMOp = "fail-start" // the next N starts fail
 	VMDelete    VMOp = "delete"
@@ -186,6 +199,54 @@ type VM struct {
 // Configure changes a field of the cluster file by [config.Cluster.With].
 type Configure struct{ Field, Value string }
 
+// DatastoreOp is something done to a datastore itself.
+type DatastoreOp string
+
+// The operations of Datastore.
+const (
+	DatastoreSnapshot DatastoreOp = "snapshot" // keep a copy
+	DatastoreRollback DatastoreOp = "rollback" // go back to the copy
+	DatastoreDelete   DatastoreOp = "delete"   // remove the cluster's directory
+	DatastoreRepair   DatastoreOp = "repair"   // hanok datastore repair
+)
+
+// Datastore acts on a datastore, for all hosts.
+type Datastore struct {
+	Op        DatastoreOp
+	Datastore model.DatastoreName
+}
+
+// Stall stops a daemon in the middle of its work: after so many more things
+// that it does, for a while.
+type Stall struct {
+	Name  string // agent or guard
+	Host  model.HostID
+	After int
+	For   time.Duration
+}
+
+// Slow makes a host's daemons take up to By for each thing; 0 ends it.
+type Slow struct {
+	Host model.HostID
+	By   time.Duration
+}
+
+// Clock makes a host's clock run fast or slow by so many parts in a million.
+type Clock struct {
+	Host model.HostID
+	PPM  int64
+}
+
+// Network changes how all datagrams travel.
+type Network struct {
+	// What is loss, duplicate or latency.
+	What string
+	// Permille of datagrams, of loss and duplicate.
+	Permille int
+	// Latency is added to every packet.
+	Latency time.Duration
+}
+
 // Maintenance puts a host into maintenance mode or takes it out.
 type Maintenance struct {
 	Host model.HostID
@@ -201,9 +262,13 @@ const (
 	Running   Condition = "running"
 	Down      Condition = "down"
 	Protected Condition = "protected"
-	Frozen    Condition = "frozen"
-	Primary   Condition = "primary" // the host is the only primary
-	HostState Condition = "host"    // the host is shown in State
+	// Unprotected: shown as not protected.
+	Unprotected Condition = "unprotected"
+	Frozen      Condition = "frozen"
+	Primary     Condition = "primary" // the host is the only primary
+	HostState   Condition = "host"    // the host is shown in State
+	PowerIs     Condition = "power"   // the host is on or off, State says which
+	Told        Condition = "event"   // an event whose text holds Because was told
 )
 
 // Expect states what must hold at the time of the step, or become true within
@@ -233,6 +298,11 @@ func (Process) action()      {}
 func (VM) action()           {}
 func (Configure) action()    {}
 func (Maintenance) action()  {}
+func (Datastore) action()    {}
+func (Stall) action()        {}
+func (Slow) action()         {}
+func (Clock) action()        {}
+func (Network) action()      {}
 func (Expect) action()       {}
 
 // Load reads a scenario file.
@@ -346,4 +416,24 @@ func lineOf(data []byte, name string) int {
 		}
 	}
 	return 0
+}
+
+// Victims names the host or the VM whose instances an action may cost; both
+// empty when it costs none.
+func Victims(a Action) (model.HostID, string) {
+	switch a := a.(type) {
+	case Power:
+		if a.Op != PowerOn && a.Op != Thaw {
+			return a.Host, ""
+		}
+	case StorageFault:
+		return a.Host, ""
+	case Cut:
+		return a.Host, ""
+	case VM:
+		if a.Op == VMCrash {
+			return "", a.VM
+		}
+	}
+	return "", ""
 }

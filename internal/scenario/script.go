@@ -100,13 +100,19 @@ var verbs = map[string]verb{
 	"freeze":    {"freeze HOST [for DURATION]", parseFreeze},
 	"cut":       {"cut HOST [NETWORK] [in|out|both]", parseCut},
 	"heal":      {"heal HOST", func(a *args) Action { return Heal{a.host()} }},
-	"storage":   {"storage HOST DATASTORE none|hang|lost|slow|full|readonly", parseStorage},
+	"suspend":   {"suspend HOST for DURATION", parseSuspend},
+	"storage":   {"storage HOST DATASTORE none|hang|hang-hard|lost|slow|full|readonly|flaky|cached", parseStorage},
+	"datastore": {"datastore DATASTORE snapshot|rollback|delete|repair", parseDatastore},
+	"stall":     {"stall agent|guard HOST after N for DURATION", parseStall},
+	"slow":      {"slow HOST DURATION|off", parseSlow},
+	"clock":     {"clock HOST PPM", parseClock},
+	"network":   {"network loss|duplicate PERMILLE, network latency DURATION", parseNetwork},
 	"partition": {"partition HOST[,HOST…] | HOST[,HOST…] …", parsePartition},
 	"kill":      process(Kill), "stop": process(Stop), "cont": process(Cont),
-	"vm":     {"vm stop|start|crash|hang|delete VM, vm migrate VM HOST, vm fail-start VM N, vm set VM FIELD VALUE", parseVM},
+	"vm":     {"vm stop|start|kill|shutdown|crash|hang|delete|restore VM, vm migrate VM HOST, vm fail-start VM N, vm set VM FIELD VALUE", parseVM},
 	"config": {"config FIELD=VALUE", parseConfig},
 	"host":   {"host maintenance HOST on|off", parseHost},
-	"expect": {"expect VM|all on HOST|running|down|protected|frozen, expect primary HOST, expect host HOST STATE; then [within DURATION] [because \"TEXT\"]", parseExpect},
+	"expect": {"expect VM|all on HOST|running|down|protected|unprotected|frozen, expect primary HOST, expect host HOST STATE, expect power HOST on|off, expect event \"TEXT\"; then [within DURATION] [because \"TEXT\"]", parseExpect},
 }
 
 func verbNames() []string {

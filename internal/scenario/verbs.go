@@ -56,7 +56,8 @@ func parseStorage(a *args) Action {
 		names = append(names, string(d.Name))
 	}
 	a.known("datastore of "+string(s.Host), string(s.Datastore), names)
-	s.Fault = Fault(a.oneOf("the fault", string(FaultNone), string(FaultHang), string(FaultLost), string(FaultSlow), string(FaultFull), string(FaultReadonly)))
+	s.Fault = Fault(a.oneOf("the fault", string(FaultNone), string(FaultHang), string(FaultLost), string(FaultSlow), string(FaultFull), string(FaultReadonly),
+		string(FaultHangHard), string(FaultFlaky), string(FaultCached)))
 	return s
 }
 
@@ -89,7 +90,7 @@ func parsePartition(a *args) Action {
 }
 
 func parseVM(a *args) Action {
-	ops := []string{string(VMStop), string(VMStart), string(VMCrash), string(VMHang), string(VMMigrate), string(VMFailStart), string(VMDelete), string(VMSet)}
+	ops := []string{string(VMStop), string(VMStart), string(VMKill), string(VMShutdown), string(VMRestore), string(VMCrash), string(VMHang), string(VMMigrate), string(VMFailStart), string(VMDelete), string(VMSet)}
 	v := VM{Op: VMOp(a.oneOf("the operation", ops...))}
 	v.VM = a.vm()
 	switch v.Op {
@@ -130,6 +131,13 @@ func parseExpect(a *args) Action {
 	case "primary":
 		a.next("primary")
 		e.Condition, e.Host = Primary, a.host()
+	case "event":
+		a.next("event")
+		e.Condition, e.Because = Told, a.next("the text")
+	case "power":
+		a.next("power")
+		e.Condition, e.Host = PowerIs, a.host()
+		e.State = model.HostState(a.oneOf("the state", "on", "off"))
 	case "host":
 		a.next("host")
 		e.Condition, e.Host = HostState, a.host()
@@ -158,11 +166,74 @@ func expectVM(a *args) Expect {
 	} else {
 		e.VM = a.vm()
 	}
-	e.Condition = Condition(a.oneOf("the state", string(OnHost), string(Running), string(Down), string(Protected), string(Frozen)))
+	e.Condition = Condition(a.oneOf("the state", string(OnHost), string(Running), string(Down), string(Protected), string(Unprotected), string(Frozen)))
 	if e.Condition == OnHost {
 		e.Host = a.host()
 	}
 	return e
+}
+
+func parseSuspend(a *args) Action {
+	p := Power{Op: Suspend, Host: a.host()}
+	a.oneOf("the word", "for")
+	if p.For = a.duration("the duration"); p.For == 0 {
+		a.fail("the duration must be more than 0")
+	}
+	return p
+}
+
+func parseDatastore(a *args) Action {
+	var d Datastore
+	d.Datastore = model.DatastoreName(a.next("the datastore"))
+	var names []string
+	for _, x := range a.cluster.Datastores {
+		names = append(names, string(x.Name))
+	}
+	a.known("datastore", string(d.Datastore), names)
+	d.Op = DatastoreOp(a.oneOf("the operation", string(DatastoreSnapshot), string(DatastoreRollback), string(DatastoreDelete), string(DatastoreRepair)))
+	return d
+}
+
+func parseStall(a *args) Action {
+	s := Stall{Name: a.oneOf("the daemon", "agent", "guard"), Host: a.host()}
+	a.oneOf("the word", "after")
+	s.After = a.number("the number of things done", 1, 1_000_000)
+	a.oneOf("the word", "for")
+	s.For = a.duration("the duration")
+	return s
+}
+
+func parseSlow(a *args) Action {
+	s := Slow{Host: a.host()}
+	if a.peek() == "off" {
+		a.next("off")
+		return s
+	}
+	s.By = a.duration("the duration")
+	return s
+}
+
+func parseClock(a *args) Action {
+	return Clock{Host: a.host(), PPM: int64(a.number("the rate", -100_000, 100_000))}
+}
+
+func parseNetwork(a *args) Action {
+	n := Network{What: a.oneOf("the quality", "loss", "duplicate", "latency")}
+	if n.What == "latency" {
+		n.Latency = a.duration("the latency")
+		return n
+	}
+	n.Permille = a.number("the number of datagrams in a thousand", 0, 1000)
+	return n
+}
+
+func (a *args) number(what string, least, most int) int {
+	w := a.next(what)
+	n, err := strconv.Atoi(w)
+	if a.err == nil && (err != nil || n < least || n > most) {
+		a.fail("%s must be from %d to %d", what, least, most)
+	}
+	return n
 }
 
 var hostStates = []string{

@@ -16,7 +16,7 @@ const million = 1_000_000
 // at is what the clock shows at the true time now.
 func (c *clock) at(now time.Duration) time.Duration {
 	d := int64(now - c.since)
-	return c.shown + time.Duration(d+d/1000*c.ppm/1000)
+	return c.shown + time.Duration(d+d/million*c.ppm+d%million*c.ppm/million)
 }
 
 // when is the first true time at which the clock shows t or more.
@@ -26,6 +26,9 @@ func (c *clock) when(t time.Duration) time.Duration {
 	at := c.since + time.Duration(d/rate*million+d%rate*million/rate)
 	for c.at(at) < t {
 		at += time.Duration(1 + (t-c.at(at))*million/time.Duration(rate+1))
+	}
+	for at > c.since && c.at(at-1) >= t {
+		at--
 	}
 	return at
 }

@@ -28,7 +28,7 @@ type guard struct {
 	sub    bool
 	conns  uint64
 	asked  map[uint64]func(lease.Reply) // other connections
-	hooked int                          // life of the libvirtd that proved the hook
+	hooked uint32                       // life of the libvirtd that proved the hook
 	seen   map[seenKey]model.Epoch      // highest epochs, as the driver remembers
 	procs  []lease.Proc
 }
@@ -252,10 +252,14 @@ func (g *guard) carryOut(e *lease.Effect) {
 			g.post(lease.Event{Kind: lease.EvGone, VM: e.VM})
 		}
 	case lease.EffPet:
-		opened := h.dog.open
+		if s.opts.NoWatchdog[h.name] {
+			return
+		}
+		set := !h.dog.open || h.dog.by != g.life || h.dog.timeout != e.Timeout
+		h.dog.timeout, h.dog.by = e.Timeout, g.life
 		h.dog.feed(h)
-		if !opened {
-			g.post(lease.Event{Kind: lease.EvWatchdog, On: true, Open: true})
+		if set {
+			g.post(lease.Event{Kind: lease.EvWatchdog, On: true, Open: true, Timeout: e.Timeout})
 		}
 	case lease.EffReply:
 		g.reply(e.Conn, e.Reply)
@@ -278,6 +282,7 @@ func (g *guard) reply(conn uint64, r *lease.Reply) {
 		return
 	}
 	if conn == g.conn && conn != 0 {
+		delete(g.h.agent.asks, fdm.OpID(r.ID))
 		g.h.s.check.replied(g, r)
 		g.h.agent.post(fdm.GuardReplied{Op: fdm.OpID(r.ID), Reply: *r})
 	}

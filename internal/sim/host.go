@@ -146,7 +146,7 @@ func (h *host) shutdown() {
 	}
 	h.s.trace(h, "shutdown")
 	for _, p := range append([]*proc(nil), h.order...) {
-		h.virt.stopped(p, endHostShutdown)
+		h.virt.endGuest(p, endHostShutdown)
 	}
 	boots := h.boots
 	h.s.after(2*time.Second, func() {
@@ -166,18 +166,14 @@ func (h *host) setFrozen(on bool) {
 	h.wake()
 }
 
-// setSuspended puts the host to sleep or wakes it up.
+// setSuspended puts the host to sleep or wakes it up. Its watchdog goes on, as
+// one in the board does.
 func (h *host) setSuspended(on bool) {
 	if !h.on || h.suspend == on {
 		return
 	}
 	h.s.trace(h, "suspended: %v", on)
 	h.suspend = on
-	if on {
-		h.dog.pause(h)
-	} else {
-		h.dog.resume(h)
-	}
 	h.s.topology(h)
 	h.wake()
 }
@@ -200,17 +196,16 @@ func (h *host) wake() {
 type watchdog struct {
 	open    bool
 	timeout time.Duration
+	by      uint32        // life of the guard that set it
 	bite    time.Duration // true time of the reset
 	waiting bool          // an item is in the queue
-	left    time.Duration // of a suspended host
 }
 
 // feed opens the device or pets it. The hardware may be late, up to the longest
 // time that is reckoned with.
 func (d *watchdog) feed(h *host) {
-	t := h.s.cluster.Timing()
-	d.open, d.timeout = true, t.Watchdog
-	d.bite = h.s.now + t.Watchdog + h.s.rng.between(0, (t.WatchdogMax-t.Watchdog)*9/10)
+	d.open = true
+	d.bite = h.s.now + d.timeout - d.timeout/100*time.Duration(h.clk.ppm)/10_000 + h.s.rng.between(0, 900*time.Millisecond)
 	if !d.waiting {
 		d.waiting = true
 		h.s.queue.push(item{at: d.bite, kind: kindWatchdog, h: h, life: uint32(h.boots)})
@@ -223,7 +218,6 @@ func (d *watchdog) due(h *host, life uint32) {
 	}
 	d.waiting = false
 	switch {
-	case h.suspend:
 	case h.s.now < d.bite:
 		d.waiting = true
 		h.s.queue.push(item{at: d.bite, kind: kindWatchdog, h: h, life: life})
@@ -234,22 +228,6 @@ func (d *watchdog) due(h *host, life uint32) {
 		h.powerOff("reset by its watchdog")
 		if h.s.opts.RebootOnReset {
 			h.powerOn()
-		}
-	}
-}
-
-func (d *watchdog) pause(h *host) {
-	if d.open {
-		d.left = d.bite - h.s.now
-	}
-}
-
-func (d *watchdog) resume(h *host) {
-	if d.open {
-		d.bite = h.s.now + d.left
-		if !d.waiting {
-			d.waiting = true
-			h.s.queue.push(item{at: d.bite, kind: kindWatchdog, h: h, life: uint32(h.boots)})
 		}
 	}
 }

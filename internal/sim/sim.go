@@ -80,7 +80,7 @@ type Sim struct {
 	asked  map[uint64]func(fdm.AdminReply)
 
 	check    checker
-	cover    [coverKinds]int
+	cover    Coverage
 	recover  recoveries
 	told     []telling
 	stopped  bool

@@ -20,17 +20,44 @@ import (
 func check(s *scenario.Scenario) error {
 	var errs []error
 	for _, step := range s.Steps {
-		v, ok := step.Action.(scenario.VM)
-		if !ok {
-			continue
-		}
-		switch v.Op {
-		case scenario.VMStart, scenario.VMStop, scenario.VMCrash, scenario.VMSet:
-		default:
-			errs = append(errs, fmt.Errorf("line %d: %s: the lab cannot do `vm %s`; use `hanok sim run`", step.Line, step.Text, v.Op))
+		if why := lacks(step.Action); why != "" {
+			errs = append(errs, fmt.Errorf("line %d: %s: the lab cannot do that: %s; use `hanok sim run`", step.Line, step.Text, why))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// lacks says what the lab has not that a step needs, or "".
+func lacks(a scenario.Action) string {
+	switch a := a.(type) {
+	case scenario.VM:
+		switch a.Op {
+		case scenario.VMStart, scenario.VMStop, scenario.VMKill, scenario.VMCrash, scenario.VMSet:
+		default:
+			return fmt.Sprintf("it has no `vm %s`", a.Op)
+		}
+	case scenario.StorageFault:
+		if a.Fault == scenario.FaultFlaky || a.Fault == scenario.FaultCached {
+			return fmt.Sprintf("its storage paths cannot be %s", a.Fault)
+		}
+	case scenario.Power:
+		if a.Op == scenario.Suspend {
+			return "its hosts share the machine's clock and power"
+		}
+	case scenario.Datastore:
+		return "it leaves datastores as they are"
+	case scenario.Stall, scenario.Slow:
+		return "it cannot stop a daemon between two steps"
+	case scenario.Clock:
+		return "its hosts share the machine's clock"
+	case scenario.Network:
+		return "its networks lose nothing at random"
+	case scenario.Expect:
+		if a.Condition == scenario.Told {
+			return "it does not read events"
+		}
+	}
+	return ""
 }
 
 // do carries out one step.

@@ -54,6 +54,13 @@ func judge(s lab.Status, e scenario.Expect, sc *scenario.Scenario) error {
 			}
 		}
 		return nil
+	case scenario.PowerIs:
+		for _, h := range s.Hosts {
+			if h.Name == string(e.Host) && h.Power != string(e.State) {
+				return fmt.Errorf("%s is %s", h.Name, h.Power)
+			}
+		}
+		return nil
 	case scenario.HostState:
 		for _, h := range s.Hosts {
 			if h.Name == string(e.Host) && h.State != e.State {
@@ -99,6 +106,10 @@ func judgeVM(v *lab.VMStatus, e scenario.Expect) error {
 	case scenario.Frozen:
 		if len(v.Instances) != 1 || !v.Instances[0].Frozen {
 			err = fmt.Errorf("%s has instances %s", v.Name, describe(v.Instances))
+		}
+	case scenario.Unprotected:
+		if v.Protected {
+			err = fmt.Errorf("%s is protected", v.Name)
 		}
 	case scenario.Protected:
 		if !v.Protected {

@@ -132,7 +132,7 @@ func (r *run) play(ctx context.Context) (scenario.Result, error) {
 
 // remember notes which VMs a step is about to take away.
 func (r *run) remember(ctx context.Context, step scenario.Step) {
-	host, vm := victims(step.Action)
+	host, vm := scenario.Victims(step.Action)
 	if host == "" && vm == "" {
 		return
 	}
@@ -147,25 +147,6 @@ func (r *run) remember(ctx context.Context, step scenario.Step) {
 			r.lost[i.Name] = loss{step.Text, r.now(), model.HostID(i.Host)}
 		}
 	}
-}
-
-// victims names the host or the VM whose instances an action may cost.
-func victims(a scenario.Action) (model.HostID, string) {
-	switch a := a.(type) {
-	case scenario.Power:
-		if a.Op != scenario.PowerOn && a.Op != scenario.Thaw {
-			return a.Host, ""
-		}
-	case scenario.StorageFault:
-		return a.Host, ""
-	case scenario.Cut:
-		return a.Host, ""
-	case scenario.VM:
-		if a.Op == scenario.VMCrash {
-			return "", a.VM
-		}
-	}
-	return "", ""
 }
 
 // seen counts a recovery when a lost VM runs again, and dates violations.

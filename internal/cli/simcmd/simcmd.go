@@ -1,0 +1,118 @@
+// Package simcmd holds the commands of `hanok sim`: clusters in virtual time.
+package simcmd
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/scenario"
+	"hanok.dev/hanok/internal/sim"
+)
+
+// New returns the command with its subcommands.
+func New() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "sim", Short: "Simulate whole clusters in virtual time",
+		Long: `Simulate clusters in virtual time: the very code that decides on real hosts,
+over simulated hosts, networks, datastores and guests. Needs no root.`,
+	}
+	cmd.AddCommand(newRun())
+	return cmd
+}
+
+func newRun() *cobra.Command {
+	var seed int64
+	var trace bool
+	var format string
+	cmd := &cobra.Command{
+		Use: "run FILE…", Short: "Run scenario files in virtual time",
+		Long: `Run scenario files (docs/scenarios.md) in virtual time. Fails if an expectation
+or an invariant does not hold in any of them. The same seed gives the same run.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "" && format != "json" {
+				return fmt.Errorf("-o %s: only json is known", format)
+			}
+			var results []scenario.Result
+			failed := 0
+			for _, file := range args {
+				sc, err := scenario.Load(file)
+				if err != nil {
+					return err
+				}
+				o := sim.Options{Seed: uint64(seed)}
+				if trace {
+					o.Trace = printTo(cmd.ErrOrStderr())
+				}
+				began := time.Now()
+				r, err := sim.Play(sc, o)
+				if err != nil {
+					return fmt.Errorf("%s: %w", file, err)
+				}
+				r.Seed = seed
+				results = append(results, r)
+				if r.Result != scenario.Pass {
+					failed++
+				}
+				if format == "" {
+					print(cmd.OutOrStdout(), file, r, time.Since(began))
+				}
+			}
+			if format == "json" {
+				if err := printJSON(cmd.OutOrStdout(), results); err != nil {
+					return err
+				}
+			}
+			if failed > 0 {
+				return fmt.Errorf("%w: %d of %d", errFailed, failed, len(args))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().Int64Var(&seed, "seed", 1, "what is left to chance")
+	cmd.Flags().BoolVar(&trace, "trace", false, "print everything that happens to standard error")
+	cmd.Flags().StringVarP(&format, "output", "o", "", "json: a result for a program; a list of them for several files")
+	return cmd
+}
+
+var errFailed = errors.New("scenarios failed")
+
+func printTo(w io.Writer) func(time.Duration, model.HostID, string) {
+	return func(at time.Duration, host model.HostID, text string) {
+		fmt.Fprintf(w, "%10.3f  %-10s %s\n", at.Seconds(), host, text)
+	}
+}
+
+// printJSON prints one result as an object, several as a list.
+func printJSON(w io.Writer, results []scenario.Result) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if len(results) == 1 {
+		return enc.Encode(results[0])
+	}
+	return enc.Encode(results)
+}
+
+func print(w io.Writer, file string, r scenario.Result, took time.Duration) {
+	name := strings.TrimSuffix(filepath.Base(file), ".txtar")
+	fmt.Fprintf(w, "%-4s %s: %d expectations, %.0f s in %v\n", r.Result, name, len(r.Expectations), r.VirtualSeconds, took.Round(time.Millisecond))
+	for _, x := range r.Recoveries {
+		fmt.Fprintf(w, "     %s: %s -> %s in %.1f s after %q\n", x.VM, x.From, x.To, x.Seconds, x.Fault)
+	}
+	for _, e := range r.Expectations {
+		if !e.OK {
+			fmt.Fprintf(w, "     line %d FAILED: %s\n", e.Line, e.Detail)
+		}
+	}
+	for _, v := range r.Violations {
+		fmt.Fprintf(w, "     VIOLATION at %.3f s: %s: %s\n", v.At, v.Invariant, v.Detail)
+	}
+}

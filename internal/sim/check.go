@@ -1,0 +1,406 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/scenario"
+)
+
+// The invariants, as violations name them.
+const (
+	InvariantOnce    = "once"    // never two unfrozen instances of a VM
+	InvariantWrite   = "write"   // no write by a former owner after a new owner's first
+	InvariantLock    = "lock"    // a lock has one holder
+	InvariantTerm    = "term"    // terms never go back
+	InvariantPrimary = "primary" // at most one primary acts for a datastore, and one leads
+	InvariantRestart = "restart" // what can run runs again within its bound
+	InvariantPolicy  = "policy"  // no VM is stopped without a reason allowed by policy
+	InvariantReason  = "reason"  // nothing waits without a stated reason
+)
+
+// truth is what the simulator itself knows of a VM.
+type truth struct {
+	running  int           // instances whose processors execute
+	newest   uint64        // the newest instance that wrote
+	since    time.Duration // down since then
+	possible time.Duration // a host may take it since then; 0: none may
+	silent   time.Duration // down without a stated reason since then; 0: it has one
+	userStop bool          // its user asked for its end
+}
+
+// checker looks at every change for a broken invariant.
+type checker struct {
+	s         *Sim
+	found     []scenario.Violation
+	calmSince time.Duration
+	leaderAt  time.Duration // when there was last a primary, or nobody who could be
+	grants    map[grantKey]model.BootID
+	terms     map[termKey]model.Term
+	writers   map[writerKey]model.HostID
+	claims    map[claimKey]model.LockID
+}
+
+type grantKey struct {
+	ds    model.DatastoreName
+	lock  model.LockID
+	epoch model.Epoch
+}
+
+type termKey struct {
+	h    *host
+	life uint32
+	ds   model.DatastoreName
+}
+
+type writerKey struct {
+	ds   model.DatastoreName
+	term model.Term
+}
+
+type claimKey struct {
+	h    *host
+	life uint32
+	op   uint64
+}
+
+func (c *checker) init(s *Sim) {
+	*c = checker{s: s, grants: map[grantKey]model.BootID{}, terms: map[termKey]model.Term{}, writers: map[writerKey]model.HostID{},
+		claims: map[claimKey]model.LockID{}}
+}
+
+// disturbed notes that a fault began or ended.
+func (s *Sim) disturbed() { s.check.calmSince = s.now }
+
+func (c *checker) violate(invariant, format string, args ...any) {
+	s := c.s
+	v := scenario.Violation{At: s.Now().Seconds(), Invariant: invariant, Detail: fmt.Sprintf(format, args...)}
+	s.trace(nil, "VIOLATION %s: %s", v.Invariant, v.Detail)
+	if len(c.found) < 100 {
+		c.found = append(c.found, v)
+	}
+	if !s.opts.GoOn {
+		s.stopped = true
+	}
+}
+
+// update counts a VM's running instances after something about one changed.
+func (c *checker) update(g *guest) {
+	t := &g.truth
+	n := 0
+	var on *proc
+	for _, p := range g.procs {
+		if p.runs() {
+			n++
+			on = p
+		}
+	}
+	was := t.running
+	t.running = n
+	if n > 1 {
+		c.violate(InvariantOnce, "%s runs on %s", g.name, where(g))
+	}
+	for _, p := range g.procs {
+		if p.runs() && p.busy == nil && p.storageAnswers() {
+			c.writeLands(g, p.instance, "a write of the instance on "+string(p.h.name))
+		}
+	}
+	switch {
+	case n > 0 && was == 0:
+		t.since, t.possible, t.silent, t.userStop = 0, 0, 0, false
+		c.s.recovered(g, on)
+	case n == 0 && was > 0:
+		t.since = c.s.now
+	}
+}
+
+func where(g *guest) string {
+	out := ""
+	for _, p := range g.procs {
+		if p.runs() {
+			if out != "" {
+				out += " and "
+			}
+			out += string(p.h.name)
+		}
+	}
+	return out
+}
+
+func (p *proc) storageAnswers() bool {
+	for _, d := range p.vm.disks {
+		if q := p.h.paths[d.i]; q == nil || q.hangs() {
+			return false
+		}
+	}
+	return true
+}
+
+// writeLands: a guest's write reaches the storage.
+func (c *checker) writeLands(g *guest, instance uint64, what string) {
+	if instance < g.truth.newest {
+		c.violate(InvariantWrite, "%s: %s lands after its next owner has written", g.name, what)
+		return
+	}
+	g.truth.newest = instance
+}
+
+func (c *checker) writeHangs(*proc) {}
+
+// thawed: the VM's lock must be the host's.
+func (c *checker) thawed(p *proc) {
+	rec, f := p.vm.home.highest(model.VMLock(p.vm.id))
+	if f == nil && (rec.Holder() != p.h.name || rec.Boot != p.h.boot) {
+		c.violate(InvariantLock, "%s thaws %s, whose lock is at %s", p.h.name, p.vm.name, rec)
+	}
+}
+
+// ended judges why a process ended.
+func (c *checker) ended(p *proc, why endReason, detail string) {
+	s := c.s
+	if why == endGuard {
+		s.cover[Kills]++
+		rec, f := p.vm.home.highest(model.VMLock(p.vm.id))
+		if f == nil && rec.Holder() == p.h.name && rec.Boot == p.h.boot {
+			c.stopAsked(p, detail)
+		}
+	}
+	if why == endGuest || why == endUser || why == endHostShutdown {
+		p.vm.truth.userStop = true
+	}
+	c.update(p.vm)
+}
+
+// stopAsked: the cluster ends a VM that ran. It must have a reason.
+func (c *checker) stopAsked(p *proc, what string) {
+	if !p.resumed || p.vm.truth.userStop || c.mayStop(p) {
+		return
+	}
+	c.violate(InvariantPolicy, "%s on %s: %s, and no policy permits that now", p.vm.name, p.h.name, what)
+}
+
+// mayStop applies the policies of the cluster file to what is true.
+func (c *checker) mayStop(p *proc) bool {
+	ha := &c.s.cluster.HA
+	if v := c.s.cluster.VMByName(p.vm.name); v == nil || v.Requested != model.RequestedStarted || v.Restart.Priority == model.PriorityDisabled {
+		return true
+	}
+	alone := true
+	for _, h := range c.s.hosts {
+		alone = alone && (h == p.h || !c.s.joined(h, p.h))
+	}
+	switch {
+	case alone && ha.IsolationResponse != "none":
+		return true
+	case ha.VMMonitoring.Mode != "off" && p.hung:
+		return true
+	}
+	for _, d := range p.vm.disks {
+		if q := p.h.paths[d.i]; q == nil || q.state != pathGood {
+			return true // by what VM component protection says
+		}
+	}
+	return false
+}
+
+// linked: a record was published.
+func (c *checker) linked(d *disk, rec model.LockRecord) {
+	rs := d.locks[rec.Lock]
+	if len(rs) < 2 || rec.State != model.LockHeld {
+		return
+	}
+	if before := rs[len(rs)-2]; before.Holder() != "" && before.Holder() != rec.Owner {
+		c.s.cover[Takeovers]++
+	}
+}
+
+// requested notes what the agent asks of its guard.
+func (c *checker) requested(h *host, r *lease.Request) {
+	switch {
+	case r.Claim != nil:
+		k := termKey{h, h.agent.life, r.Claim.VM.Home}
+		if r.Claim.Term != 0 && r.Claim.Term < c.terms[k] {
+			c.violate(InvariantTerm, "%s acts on term %d of %s after term %d", h.name, r.Claim.Term, r.Claim.VM.Home, c.terms[k])
+		}
+		c.terms[k] = max(c.terms[k], r.Claim.Term)
+		c.claims[claimKey{h, h.agent.life, r.ID}] = model.VMLock(r.Claim.VM.ID)
+	case r.ClaimList != nil:
+		c.claims[claimKey{h, h.agent.life, r.ID}] = model.LockID(string(model.ListLock) + "/" + string(r.ClaimList.Datastore))
+	}
+}
+
+// replied: the guard answers its agent. An epoch is granted once.
+func (c *checker) replied(g *guard, r *lease.Reply) {
+	k := claimKey{g.h, g.h.agent.life, r.ID}
+	lock, ok := c.claims[k]
+	if !ok {
+		return
+	}
+	delete(c.claims, k)
+	if r.Code != lease.CodeOK {
+		return
+	}
+	key := grantKey{"", lock, r.Epoch}
+	if before, taken := c.grants[key]; taken && before != g.h.boot {
+		c.violate(InvariantLock, "epoch %d of %s was granted to %s and to %s", r.Epoch, lock, before, g.h.boot)
+	}
+	c.grants[key] = g.h.boot
+	if len(lock) > len(model.ListLock) && lock[:len(model.ListLock)] == model.ListLock {
+		c.s.cover[ListsTaken]++
+		c.oneOwner(g.h, model.DatastoreName(lock[len(model.ListLock)+1:]))
+	}
+}
+
+// oneOwner: no other guard holds the list by a lease that it believes in.
+func (c *checker) oneOwner(h *host, ds model.DatastoreName) {
+	for _, o := range c.s.hosts {
+		if o == h || !o.guard.runs() {
+			continue
+		}
+		st := o.guard.m.Status(o.clock())
+		for _, d := range st.Datastores {
+			if d.Name == ds && d.OK && d.ListTerm != 0 && d.LeaseLeft > c.s.conf.Timing.Margin {
+				c.violate(InvariantPrimary, "%s takes the list of %s, which %s still holds under term %d", h.name, ds, o.name, d.ListTerm)
+			}
+		}
+	}
+}
+
+// listWritten: only one host writes under a term.
+func (c *checker) listWritten(h *host, e fdm.WriteList) {
+	k := writerKey{e.Datastore, e.List.Term}
+	if w, ok := c.writers[k]; ok && w != h.name {
+		c.violate(InvariantPrimary, "%s writes the list of %s under term %d, as %s did", h.name, e.Datastore, e.List.Term, w)
+	}
+	c.writers[k] = h.name
+}
+
+// watch looks at what should happen and does not, once a second.
+func (c *checker) watch() {
+	s := c.s
+	s.after(time.Second, c.watch)
+	if !s.conf.Enabled {
+		c.leaderAt = s.now
+		return
+	}
+	c.watchLeader()
+	var view *fdm.ClusterView
+	for _, g := range s.vms {
+		t := &g.truth
+		if t.running > 0 || g.conf.Requested == model.RequestedStopped && t.since == 0 {
+			continue
+		}
+		if view == nil {
+			v, ok := s.View()
+			if !ok {
+				return
+			}
+			view = &v
+		}
+		c.watchVM(g, view)
+	}
+}
+
+func (c *checker) watchVM(g *guest, view *fdm.ClusterView) {
+	s, t := c.s, &g.truth
+	i := slices.IndexFunc(view.VMs, func(x fdm.VMView) bool { return x.ID == g.id })
+	if i < 0 {
+		return
+	}
+	x := &view.VMs[i]
+	switch x.State {
+	case model.VMStopped, model.VMDisabled, model.VMIgnored, model.VMStopping:
+		t.possible, t.silent = 0, 0
+		return
+	}
+	if !s.mayRun(g) || x.Priority == model.PriorityDisabled {
+		t.possible = 0
+	} else if t.possible == 0 {
+		t.possible = s.now
+	} else if s.now-t.possible > s.opts.RestartBound {
+		c.violate(InvariantRestart, "%s is down for %v although a host may take it; shown as %s: %s", g.name, (s.now - t.possible).Round(time.Second), x.State, x.Reason)
+		t.possible = s.now
+	}
+	if x.Reason != "" || x.State == model.VMStarted {
+		t.silent = 0
+	} else if t.silent == 0 {
+		t.silent = s.now
+	} else if s.now-t.silent > s.opts.RestartBound {
+		c.violate(InvariantReason, "%s is %s for %v without a stated reason", g.name, x.State, (s.now - t.silent).Round(time.Second))
+		t.silent = s.now
+	}
+}
+
+// watchLeader: while somebody could lead, somebody does.
+func (c *checker) watchLeader() {
+	s := c.s
+	able := false
+	for _, h := range s.hosts {
+		able = able || h.agent.runs() && h.guard.runs() && h.slow == 0
+	}
+	if !able || s.primary() != nil {
+		c.leaderAt = s.now
+	} else if s.now-c.leaderAt > s.opts.RestartBound {
+		c.violate(InvariantPrimary, "no host leads for %v", (s.now - c.leaderAt).Round(time.Second))
+		c.leaderAt = s.now
+	}
+}
+
+// mayRun tells whether some host may take a VM that is down, by what is true.
+func (s *Sim) mayRun(g *guest) bool {
+	if g.noDisk || g.failStarts > 0 || s.now-s.check.calmSince < time.Second {
+		return false
+	}
+	leader := s.primary()
+	if leader == nil || leader.paths[g.home.i] == nil || leader.paths[g.home.i].state != pathGood || !s.lockFree(g) {
+		return false
+	}
+	for _, h := range s.hosts {
+		if h == leader || s.joined(h, leader) {
+			if h.fit(g) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// fit: the host could run the VM now.
+func (h *host) fit(g *guest) bool {
+	c := h.s.cluster.HostByName(h.name)
+	if !h.agent.runs() || !h.guard.runs() || !h.virt.runs() || h.slow > 0 || c == nil || c.Maintenance || h.s.now < h.clk.since+20*time.Second {
+		return false
+	}
+	for _, d := range g.disks {
+		if p := h.paths[d.i]; p == nil || p.state != pathGood || d.gone {
+			return false
+		}
+	}
+	used := g.conf.Memory
+	for _, p := range h.order {
+		used += p.vm.conf.Memory
+	}
+	return used <= c.Memory
+}
+
+// lockFree: nothing but the cluster itself keeps the VM's lock.
+func (s *Sim) lockFree(g *guest) bool {
+	rec, f := g.home.highest(model.VMLock(g.id))
+	if f != nil {
+		return false
+	}
+	owner := s.byName[rec.Holder()]
+	if owner == nil {
+		return rec.Holder() == ""
+	}
+	if owner.on && owner.boot == rec.Boot {
+		return owner.fit(g) && len(g.procs) == 0
+	}
+	d := s.cluster.DatastoreByName(g.home.name)
+	r := g.home.slotOf(owner)
+	return owner.on || d.Unfenced == "accept" || d.Fence == model.FenceReset && r != nil && r.Valid && r.Slot.Flags.Has(model.SlotArmed)
+}
