@@ -73,7 +73,7 @@ func TestIsolationPolicyOfTheCore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := clusterOf(c, "host1")
+	got := ClusterOf(c, "host1")
 	if got.Isolation.Response != fdm.IsolationPowerOff || got.Isolation.Delay.Seconds() != 30 || got.Isolation.ShutdownLimit.Seconds() != 300 ||
 		got.VMs["web"].Isolation != fdm.IsolationShutdown {
 		t.Errorf("%+v, %+v", got.Isolation, got.VMs["web"])
