@@ -253,6 +253,11 @@ func (a *agentd) carryOut(e fdm.Effect) {
 		a.pingGuest(e)
 	case fdm.PingHost:
 		a.pingHost(e)
+	case fdm.PingAddresses:
+		a.pingAddresses(e)
+	case fdm.WriteNote:
+		a.storage(e.Datastore, latencyList, true, a.writeLimit(), func(p *path) *lease.Fault { return p.d.writeNote(e.Note) },
+			func(kind, text string) fdm.Event { return fdm.NoteWritten{Op: e.Op, Kind: kind, Err: text} })
 	case fdm.Emit:
 		s.emitted(h, &e.Event)
 	case fdm.SaveConfig:
@@ -478,6 +483,29 @@ func (a *agentd) pingHost(e fdm.PingHost) {
 	}
 	a.later(d, func() fdm.Event {
 		return fdm.HostPinged{Op: e.Op, Host: e.Host, Answered: to != nil && d == time.Millisecond && s.joined(h, to)}
+	})
+}
+
+// pingAddresses: isolation addresses are on the first network, beyond whatever
+// keeps hosts apart.
+func (a *agentd) pingAddresses(e fdm.PingAddresses) {
+	h, s := a.h, a.h.s
+	o := s.cluster.HA.Options
+	n := len(o.List("das.isolationaddress"))
+	if o.Bool("das.usedefaultisolationaddress") {
+		n++
+	}
+	answers := func() bool { return n > 0 && h.on && !h.suspend && !h.nics[0].mute && !h.nics[0].deaf }
+	d := 2 * s.conf.Timing.Interval
+	if answers() {
+		d = time.Millisecond
+	}
+	a.later(d, func() fdm.Event {
+		r := fdm.AddressesPinged{Op: e.Op, Asked: n}
+		if d == time.Millisecond && answers() {
+			r.Answered = "gateway"
+		}
+		return r
 	})
 }
 

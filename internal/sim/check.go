@@ -186,7 +186,8 @@ func (c *checker) stopAsked(p *proc, what string) {
 // mayStop applies the policies of the cluster file to what is true.
 func (c *checker) mayStop(p *proc) bool {
 	ha := &c.s.cluster.HA
-	if v := c.s.cluster.VMByName(p.vm.name); v == nil || v.Requested != model.RequestedStarted || v.Restart.Priority == model.PriorityDisabled {
+	v := c.s.cluster.VMByName(p.vm.name)
+	if v == nil || v.Requested != model.RequestedStarted || v.Restart.Priority == model.PriorityDisabled {
 		return true
 	}
 	alone := true
@@ -194,7 +195,7 @@ func (c *checker) mayStop(p *proc) bool {
 		alone = alone && (h == p.h || !c.s.joined(h, p.h))
 	}
 	switch {
-	case alone && ha.IsolationResponse != "none":
+	case alone && (ha.IsolationResponse != "none" || v.IsolationResponse != "" && v.IsolationResponse != "none"):
 		return true
 	case ha.VMMonitoring.Mode != "off" && p.hung:
 		return true

@@ -195,6 +195,14 @@ func (d *disk) writeList(l model.ProtectedList) *lease.Fault {
 	return nil
 }
 
+func (d *disk) writeNote(n model.PoweredOffNote) *lease.Fault {
+	if d.gone {
+		return errGone
+	}
+	d.notes[n.VM] = n
+	return nil
+}
+
 // repair accepts the datastore as it is: every slot may be written by its host
 // again, what is missing of the lists is made anew.
 func (d *disk) repair() {
