@@ -43,13 +43,16 @@ func (p *planner) plan() {
 	if p.done(len(open)) {
 		return
 	}
-	x := newSearch(p.s, p.s.byHardness(open, false), p.work/2)
-	if x.run() {
-		p.keep(x.result())
-		p.proven = true
-		return
+	all := p.s.byHardness(open, false)
+	if p.s.impossible(all) == "" {
+		x := newSearch(p.s, all, p.work/2)
+		if x.run() {
+			p.keep(x.result())
+			p.proven = true
+			return
+		}
 	}
-	x = newSearch(p.s, byClass, p.work)
+	x := newSearch(p.s, byClass, p.work)
 	x.optional(p.rank, p.placed)
 	p.proven = x.improve()
 	p.keep(x.result())

@@ -1,6 +1,11 @@
 package placement
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+
+	"hanok.dev/hanok/internal/model"
+)
 
 // search looks for places for all its units, or for as many as possible,
 // exhaustively, within a bound of work.
@@ -10,6 +15,11 @@ type search struct {
 	at    []int
 	work  int
 	best  []int // the plan found
+	// kind of each host: equal if no unit tells them apart but by room and by
+	// the VMs of rules on them.
+	kind   []int
+	aparts []*spread
+	groups []*group
 	// Of a search for as many as possible: the class ranks of the units, how
 	// many VMs are placed by rank, the most so far, and how many can still come.
 	rank         []int
@@ -23,7 +33,84 @@ func newSearch(s *State, units []*unit, work int) *search {
 		x.at[i] = none
 	}
 	findTwins(units)
+	x.findKinds()
 	return x
+}
+
+// findKinds numbers the hosts by all that stays while the search places units.
+func (x *search) findKinds() {
+	masks := masksOf(x.units)
+	named := map[model.HostID]bool{}
+	rules := map[*spread]bool{}
+	groups := map[*group]bool{}
+	domains := false
+	for _, u := range x.units {
+		for i, v := range u.vms {
+			named[u.wants[i].Only] = true
+			named[x.s.nameOf(v.at[0].host)], named[x.s.nameOf(v.at[1].host)] = true, true
+			for _, a := range v.aparts {
+				if a.Hard && !rules[a] {
+					rules[a] = true
+					x.aparts = append(x.aparts, a)
+					domains = domains || a.Domains
+				}
+			}
+			if g := v.group; g != nil && !groups[g] {
+				groups[g] = true
+				x.groups = append(x.groups, g)
+			}
+		}
+	}
+	number := map[string]int{}
+	x.kind = make([]int, len(x.s.hosts))
+	for h, o := range x.s.hosts {
+		key := fmt.Sprint(o.class, o.MaxVMs)
+		for _, m := range masks {
+			if m.fits.Has(h) {
+				key += "1"
+			} else {
+				key += "0"
+			}
+		}
+		if domains {
+			key += fmt.Sprint("/", o.domain)
+		}
+		if named[o.Name] {
+			key += "/" + string(o.Name)
+		}
+		n, ok := number[key]
+		if !ok {
+			n = len(number)
+			number[key] = n
+		}
+		x.kind[h] = n
+	}
+}
+
+// same tells whether hosts a < b are the same to the units from i on: whatever
+// can be done with b can be done with a. The order that twins are tried in must
+// not tell them apart either.
+func (x *search) same(a, b, i int) bool {
+	p, q := x.s.hosts[a], x.s.hosts[b]
+	if x.kind[a] != x.kind[b] || p.freeMem != q.freeMem || p.freeCPU != q.freeCPU || p.MaxVMs > 0 && len(p.on) != len(q.on) {
+		return false
+	}
+	for _, r := range x.aparts {
+		if r.count[a] != r.count[b] {
+			return false
+		}
+	}
+	for _, g := range x.groups {
+		if g.count[a] != g.count[b] {
+			return false
+		}
+	}
+	for _, u := range x.units[i:] {
+		if u.twin != none && x.at[u.twin] != none && (a >= x.at[u.twin]) != (b >= x.at[u.twin]) {
+			return false
+		}
+	}
+	return true
 }
 
 // run places all units. False with work left is a proof that this cannot be.
@@ -52,6 +139,7 @@ func (x *search) all(i int) bool {
 }
 
 // candidates are the hosts to try for unit i, the tightest first. Of hosts that
+// are the same one is tried, and of twins one order. Of hosts that
 // are the same to every unit one is tried, and of twins one order.
 func (x *search) candidates(i int) []int {
 	u := x.units[i]
@@ -62,7 +150,7 @@ func (x *search) candidates(i int) []int {
 	x.work -= len(x.s.hosts)
 	var out []int
 	for h := from; h < len(x.s.hosts); h++ {
-		if x.s.openTo(u, h) {
+		if x.s.openTo(u, h) && !slices.ContainsFunc(out, func(o int) bool { return x.same(o, h, i) }) {
 			out = append(out, h)
 		}
 	}

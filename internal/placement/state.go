@@ -123,9 +123,9 @@ func (s *State) relay(byName map[model.HostID]Host) {
 	for v, p := range places {
 		v.at, v.mask = nowhere, nil
 		s.bind(v)
-		for i, name := range []model.HostID{p.on, p.to} {
+		for _, name := range []model.HostID{p.on, p.to} {
 			if h, ok := s.hostAt[name]; ok {
-				s.occupy(v, i, h)
+				s.occupy(v, v.free(), h)
 			}
 		}
 	}
@@ -155,7 +155,8 @@ func (s *State) SetHost(h Host) {
 	}
 }
 
-// RemoveHost forgets a host; VMs that were there are nowhere.
+// RemoveHost forgets a host. VMs that ran there are nowhere, or where they were
+// moving to.
 func (s *State) RemoveHost(name model.HostID) {
 	if _, known := s.hostAt[name]; !known {
 		return

@@ -162,6 +162,9 @@ func (c *survey) settle(units []*unit) (Verdict, string) {
 			return Yes, ""
 		}
 	}
+	if why := s.impossible(order); why != "" {
+		return No, why
+	}
 	budget := min(c.work, planWork*4)
 	x := newSearch(s, order, budget)
 	found := x.run()
