@@ -15,7 +15,7 @@
 //  3. Tell it of a move when it begins ([State.Move]) and when it has ended
 //     ([State.Run]). Between the two the VM takes room on both hosts and counts
 //     on both for rules, so that hard rules hold during moves too.
-//  4. Queries ([State.Place], [State.PlaceAll], [State.WhyNot],
+//  4. Queries ([State.Place], [State.PlaceAll], [State.WhyNot], [State.MakeRoom],
 //     [State.Survives]) leave the State as it was. Answers are deterministic: they
 //     depend on what the State knows, never on the order in which it learned it.
 //  5. For a restart of many give PlaceAll all of them at once, those that must
