@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the lab and its tests need. Does nothing,
-# and needs no network, when all are there.
+# Installs the Debian packages that the lab and its tests need, or with the word
+# "bench" those that benchmarks compare with. Does nothing, and needs no network,
+# when all are there.
 set -euo pipefail
 
 packages=(
@@ -9,6 +10,9 @@ packages=(
 	qemu-guest-agent busybox-static linux-image-cloud-amd64
 	nftables iproute2 fuse3 cpio kmod universal-ctags
 )
+if [ "${1:-lab}" = bench ]; then
+	packages=(pacemaker-cli-utils)
+fi
 
 missing=()
 for p in "${packages[@]}"; do

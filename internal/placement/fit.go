@@ -167,13 +167,12 @@ func (s *State) score(v *vm, h int, p Purpose) score {
 // of the scarcer of processor and memory, in 2⁻²⁰. A capacity that is not known
 // does not count.
 func (x *host) room(cpu, mem int64) int64 {
-	const one = 1 << 20
-	least := int64(one)
-	if x.Memory > 0 {
-		least = (x.freeMem - mem) * one / int64(x.Memory)
+	least := int64(1 << 20)
+	if x.perMem > 0 {
+		least = (x.freeMem - mem) * x.perMem >> 20
 	}
-	if x.CPU > 0 {
-		least = min(least, (x.freeCPU-cpu)*one/int64(x.CPU))
+	if x.perCPU > 0 {
+		least = min(least, (x.freeCPU-cpu)*x.perCPU>>20)
 	}
 	return least
 }

@@ -26,6 +26,7 @@ type host struct {
 	Host
 	index, domain    int
 	freeCPU, freeMem int64
+	perCPU, perMem   int64 // 2⁴⁰ by the capacity: dividing for each candidate takes too long
 	on               []*vm // that run here or move here, in no order
 	class            [2]int8
 }
@@ -94,6 +95,7 @@ func (h *host) settle() {
 		h.freeCPU -= v.cpu
 		h.freeMem -= v.mem
 	}
+	h.perCPU, h.perMem = share(int64(h.CPU)), share(int64(h.Memory))
 	h.class = [2]int8{Restart: 1, PowerOn: 1}
 	switch {
 	case h.Unfit != "" || h.Maintenance:
@@ -107,6 +109,13 @@ func (h *host) settle() {
 			h.class[Restart] = 0
 		}
 	}
+}
+
+func share(capacity int64) int64 {
+	if capacity <= 0 {
+		return 0
+	}
+	return (1 << 40) / capacity
 }
 
 // unusable is the class of a host that takes no VM.

@@ -1,9 +1,9 @@
 package placement
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
-	"sort"
 
 	"hanok.dev/hanok/internal/model"
 )
@@ -20,8 +20,7 @@ func (s *State) Survives(f Failures) Survival {
 	if f.Work <= 0 {
 		f.Work = DefaultWork
 	}
-	c := &survey{s: s, work: f.Work}
-	c.out.Verdict = Yes
+	c := s.newSurvey(f.Work)
 	c.each(s.single(), f.Hosts)
 	c.each(s.byDomain(), f.Domains)
 	return c.out
@@ -53,6 +52,37 @@ type survey struct {
 	s    *State
 	work int
 	out  Survival
+	// What is the same for all combinations: the hosts, those with the most room
+	// first, and the VMs as units of their own, in the order of packing.
+	roomy []int
+	rank  map[*vm]int
+	units []*unit
+}
+
+func (s *State) newSurvey(work int) *survey {
+	c := &survey{s: s, work: work, rank: make(map[*vm]int, len(s.vms))}
+	c.out.Verdict = Yes
+	for h := range s.hosts {
+		c.roomy = append(c.roomy, h)
+	}
+	slices.SortStableFunc(c.roomy, func(a, b int) int { return cmp.Compare(s.hosts[b].room(0, 0), s.hosts[a].room(0, 0)) })
+	var alone []*unit
+	for _, v := range s.vms {
+		if v.placed() > 0 && v.group == nil {
+			alone = append(alone, &unit{vms: []*vm{v}, wants: []Want{{VM: v.Name}}, at: []int{0}, cpu: v.cpu, mem: v.mem, twin: none})
+		}
+	}
+	c.units = s.byHardness(alone, false)
+	for i, u := range c.units {
+		c.rank[u.vms[0]] = i
+	}
+	return c
+}
+
+// place is where a VM was.
+type place struct {
+	v        *vm
+	from, to int
 }
 
 // each checks all combinations of n of the parts, until one has a proof that it
@@ -92,7 +122,8 @@ func (c *survey) check(lost []int) {
 		c.undecided(lost, "the search ended at its bound")
 		return
 	}
-	undo, units := c.fail(lost)
+	classes, moved := c.fail(lost)
+	units := c.lostUnits(moved)
 	verdict, why := c.settle(units)
 	switch verdict {
 	case Yes:
@@ -102,57 +133,72 @@ func (c *survey) check(lost []int) {
 	case Unknown:
 		c.undecided(lost, why)
 	}
-	undo()
+	c.repair(lost, classes, moved)
 }
 
-// fail takes the hosts away, and gives the VMs that are to be restarted.
-func (c *survey) fail(lost []int) (undo func(), units []*unit) {
+// fail takes the hosts away. It returns what repair needs: the hosts' classes,
+// and where VMs were; those that only moved there run on.
+func (c *survey) fail(lost []int) (classes [][2]int8, moved []place) {
 	s := c.s
-	type place struct {
-		v        *vm
-		from, to int
-	}
-	var moved []place
-	var wants []Want
-	classes := make([][2]int8, len(lost))
+	classes = make([][2]int8, len(lost))
 	for i, h := range lost {
 		x := s.hosts[h]
 		classes[i], x.class = x.class, [2]int8{unusable, unusable}
-		for _, v := range slices.Clone(x.on) {
+		for len(x.on) > 0 {
+			v := x.on[len(x.on)-1]
 			from, to := v.at[0].host, v.at[1].host
-			if from == none || from != h && !slices.Contains(lost, from) {
-				// It only moves here: its move fails, it runs on.
-				moved = append(moved, place{v, from, to})
-				s.vacate(v, 1)
-				continue
-			}
 			moved = append(moved, place{v, from, to})
-			s.leave(v)
-			if !v.NoRestart {
-				wants = append(wants, Want{VM: v.Name})
+			if slices.Contains(lost, from) {
+				s.leave(v)
+			} else {
+				s.vacate(v, 1)
 			}
 		}
 	}
-	sort.Slice(wants, func(i, j int) bool { return wants[i].VM < wants[j].VM })
-	return func() {
-		for i, h := range lost {
-			s.hosts[h].class = classes[i]
+	return classes, moved
+}
+
+func (c *survey) repair(lost []int, classes [][2]int8, moved []place) {
+	for i, h := range lost {
+		c.s.hosts[h].class = classes[i]
+	}
+	for _, p := range slices.Backward(moved) {
+		c.s.leave(p.v)
+		c.s.occupy(p.v, 0, p.from)
+		if p.to != none {
+			c.s.occupy(p.v, 1, p.to)
 		}
-		for _, p := range slices.Backward(moved) {
-			s.leave(p.v)
-			if p.from != none {
-				s.occupy(p.v, 0, p.from)
-			}
-			if p.to != none {
-				s.occupy(p.v, 1, p.to)
-			}
+	}
+}
+
+// lostUnits are the VMs to be restarted, in the order of packing.
+func (c *survey) lostUnits(moved []place) []*unit {
+	var ranks []int
+	var wants []Want
+	for _, p := range moved {
+		switch {
+		case p.v.NoRestart || p.v.at[0].host != none:
+		case p.v.group != nil:
+			wants = append(wants, Want{VM: p.v.Name})
+		default:
+			ranks = append(ranks, c.rank[p.v])
 		}
-	}, s.units(wants)
+	}
+	slices.Sort(ranks)
+	slices.SortFunc(wants, func(a, b Want) int { return cmp.Compare(a.VM, b.VM) })
+	units := c.s.units(wants) // groups first: they are the largest
+	for _, r := range ranks {
+		units = append(units, c.units[r])
+	}
+	return units
 }
 
 // settle decides whether all units find places.
 func (c *survey) settle(units []*unit) (Verdict, string) {
 	s := c.s
+	if s.packs(units, c.first) {
+		return Yes, ""
+	}
 	order := s.byHardness(units, false)
 	for _, choose := range []func(*unit) int{
 		func(u *unit) int { return s.tightest(u, &c.work) },
@@ -176,6 +222,18 @@ func (c *survey) settle(units []*unit) (Verdict, string) {
 		return No, "no combination of places fits: all were tried"
 	}
 	return Unknown, "the search ended at its bound"
+}
+
+// first is the first open host of those with the most room at the start: quick,
+// and mostly enough.
+func (c *survey) first(u *unit) int {
+	for _, h := range c.roomy {
+		c.work--
+		if c.s.openTo(u, h) {
+			return h
+		}
+	}
+	return none
 }
 
 // packs tells whether a greedy choice places all.

@@ -225,15 +225,16 @@ func (s *State) average() (cpu, mem int64) {
 // byHardness orders units: those with the fewest open hosts first, then the
 // largest, then by name; within it classes come first if asked for.
 func (s *State) byHardness(units []*unit, classes bool) []*unit {
-	type key struct {
+	type keyed struct {
+		u           *unit
 		class, open int
 		size        int64
 	}
 	cpu, mem := s.average()
-	keys := make(map[*unit]key, len(units))
+	list := make([]keyed, len(units))
 	open := map[*mask]int{}
-	for _, u := range units {
-		k := key{size: u.size(cpu, mem)}
+	for i, u := range units {
+		k := keyed{u: u, size: u.size(cpu, mem)}
 		if classes {
 			k.class = u.class
 		}
@@ -245,13 +246,15 @@ func (s *State) byHardness(units []*unit, classes bool) []*unit {
 			}
 		}
 		k.open = n
-		keys[u] = k
+		list[i] = k
 	}
-	out := slices.Clone(units)
-	slices.SortStableFunc(out, func(a, b *unit) int {
-		x, y := keys[a], keys[b]
-		return cmp.Or(cmp.Compare(x.class, y.class), cmp.Compare(x.open, y.open), cmp.Compare(y.size, x.size), cmp.Compare(a.vms[0].Name, b.vms[0].Name))
+	slices.SortFunc(list, func(a, b keyed) int {
+		return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(a.open, b.open), cmp.Compare(b.size, a.size), cmp.Compare(a.u.vms[0].Name, b.u.vms[0].Name))
 	})
+	out := make([]*unit, len(list))
+	for i, k := range list {
+		out[i] = k.u
+	}
 	return out
 }
 
