@@ -12,6 +12,9 @@ import (
 	"hanok.dev/hanok/internal/rules"
 )
 
+// many is how many rounds of a hundred random clusters a test looks at.
+const many = 10
+
 // world is a cluster small enough to try every placement, in plain terms.
 type world struct {
 	hosts []Host
@@ -280,7 +283,7 @@ func (w world) whole(wants []Want, placed map[string]model.HostID) bool {
 }
 
 func TestFitsSaysWhatTryingSays(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	often(t, func(t *rapid.T) {
 		w := drawWorld(t, 5)
 		s := w.state()
 		for _, v := range w.vms {
@@ -301,7 +304,7 @@ func TestFitsSaysWhatTryingSays(t *testing.T) {
 }
 
 func TestPlaceAllFindsTheBest(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	often(t, func(t *rapid.T) {
 		w := drawWorld(t, 5)
 		purpose := rapid.SampledFrom([]Purpose{Restart, PowerOn}).Draw(t, "purpose")
 		var wants []Want
@@ -394,7 +397,7 @@ func (s *State) dump() []string {
 }
 
 func TestSurvivesSaysWhatTryingSays(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	often(t, func(t *rapid.T) {
 		w := drawWorld(t, 5)
 		n := rapid.IntRange(0, 2).Draw(t, "failures")
 		s := w.state()
@@ -477,7 +480,7 @@ func (w world) survives(lost []model.HostID) bool {
 
 // What a State answers depends on what it knows, not on how it came to know it.
 func TestIncrementalEqualsFresh(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	often(t, func(t *rapid.T) {
 		w := drawWorld(t, 6)
 		s := w.state()
 		for range rapid.IntRange(1, 12).Draw(t, "steps") {
@@ -538,4 +541,11 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 			}
 		}
 	})
+}
+
+func often(t *testing.T, check func(*rapid.T)) {
+	t.Helper()
+	for range many {
+		rapid.Check(t, check)
+	}
 }

@@ -43,7 +43,7 @@ func TestMakeRoomMovesGroupsAsAWhole(t *testing.T) {
 // What MakeRoom proposes can be done, step by step, and then there is room; and
 // where one move is enough, it finds one.
 func TestMakeRoomProposesWhatCanBeDone(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	often(t, func(t *rapid.T) {
 		w := drawWorld(t, 6)
 		s := w.state()
 		var down []string
