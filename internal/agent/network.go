@@ -6,13 +6,14 @@ import (
 
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/wire"
 )
 
 // Bounds of what is decoded. The transport has bounds of its own; these hold
 // whatever it does.
 const (
 	maxBeat    = 1 << 10
-	maxMessage = 8 << 20
+	maxMessage = wire.MaxMessage
 )
 
 func (a *Agent) sendBeat(e fdm.SendHeartbeat) {

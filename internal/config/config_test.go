@@ -246,6 +246,19 @@ func TestCheckDeployable(t *testing.T) {
 	}
 }
 
+// TestTooLargeToHandOn: a file that hosts could not give to each other is
+// refused before it is in force anywhere.
+func TestTooLargeToHandOn(t *testing.T) {
+	c := mustParse(t, full)
+	for i := range MaxDeployed / 40 {
+		c.VMs = append(c.VMs, VM{Name: fmt.Sprintf("a-virtual-machine-%06d", i), Memory: 1 << 30})
+	}
+	want := fmt.Sprintf("they hand on at most %d", MaxDeployed)
+	if err := c.CheckDeployable(""); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
 func TestOptionDefaultsAreLegal(t *testing.T) {
 	for _, s := range optionTable {
 		if s.Default == "" {

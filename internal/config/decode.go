@@ -20,6 +20,11 @@ import (
 // MaxSize is the largest cluster file that is read: some 10,000 VMs.
 const MaxSize = 4 << 20
 
+// MaxDeployed is the largest cluster file, in bytes as Marshal writes it, that
+// hosts run by: in base64 and with its envelope it fits into one message
+// between agents (wire.MaxMessage, 1 MiB). Simulated clusters may have MaxSize.
+const MaxDeployed = 760 << 10
+
 // Parse reads a cluster file strictly: an unknown field, a wrong type, a
 // duplicate, a dangling reference are errors, all reported together as
 // [*Problems]. The result has its defaults filled in.
