@@ -145,6 +145,9 @@ func Decide(s *placement.State, p Policy, r Request) Decision {
 		return d
 	}
 	d.Report = Check(s, p)
+	if d.Verdict != placement.Yes && r.Action == PowerOn && r.Host == "" && host != "" {
+		elsewhere(s, p, r.VM.Name, &d)
+	}
 	d.Allowed = d.Verdict == placement.Yes
 	switch d.Verdict {
 	case placement.No:
@@ -153,6 +156,38 @@ func Decide(s *placement.State, p Policy, r Request) Decision {
 		d.Reason = fmt.Sprintf("whether the cluster could still lose hosts after %s was not decided, which counts as no: %s", words(r), d.Reason)
 	}
 	return d
+}
+
+// elsewhere looks for another host than the best one on which the VM's start keeps
+// the policy. No stays no only if it is no on all of them.
+func elsewhere(s *placement.State, p Policy, vm string, d *Decision) {
+	first := d.Host
+	s.Stop(vm)
+	w := placement.Want{VM: vm, Purpose: placement.PowerOn}
+	refused := map[model.HostID]bool{first: true}
+	for _, r := range s.WhyNot(w) {
+		refused[r.Host] = !r.Busy
+	}
+	hosts := s.Hosts()
+	if p.Work <= 0 {
+		p.Work = placement.DefaultWork
+	}
+	p.Work = max(p.Work/max(len(hosts)-len(refused), 1), 1)
+	for _, h := range hosts {
+		if refused[h.Name] || s.Run(vm, h.Name) != nil {
+			continue
+		}
+		r := keep(s, p)
+		if r.Verdict == placement.Yes {
+			d.Host, d.Report = h.Name, Check(s, p)
+			return
+		}
+		if r.Verdict == placement.Unknown && d.Verdict == placement.No {
+			d.Report = r
+			d.Policy, d.Answer = p.Kind, r.Verdict.String()
+		}
+	}
+	_ = s.Run(vm, first) // it could run there before
 }
 
 // words is a request for people.

@@ -420,6 +420,10 @@ func TestSurvivesSaysWhatTryingSays(t *testing.T) {
 		if got.Verdict != want {
 			t.Fatalf("verdict %v, want %v: %+v", got.Verdict, want, got)
 		}
+		// Where counting says yes, so does trying.
+		if c := s.newSurvey(1); n > 0 && want == No && n <= len(w.hosts) && c.countsOut(s.single(), n) {
+			t.Fatalf("counting says that it survives the loss of any %d", n)
+		}
 		if got.Verdict == No && (got.Reason == "" || len(got.Lost) == 0) {
 			t.Fatalf("no reason: %+v", got)
 		}

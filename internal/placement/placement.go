@@ -173,6 +173,10 @@ type Survival struct {
 	Refusals []Refusal
 	// Reason is the proof in words (No), or what ended the search (Unknown).
 	Reason string
-	// Checked counts the combinations of failures that have a witness.
+	// Checked counts the combinations of failures for which a witness was found
+	// one by one.
 	Checked int
+	// Counted: there were too many to look at each, but counting places showed
+	// that there is a witness for every one.
+	Counted bool
 }

@@ -183,6 +183,9 @@ func (s *State) hostMap() map[model.HostID]Host {
 	return all
 }
 
+// Rules are the rules in force, oldest first.
+func (s *State) Rules() []rules.Rule { return s.list }
+
 // SetRules replaces the rules in force.
 func (s *State) SetRules(list []rules.Rule) {
 	s.list = list

@@ -8,8 +8,8 @@ import (
 	"hanok.dev/hanok/internal/model"
 )
 
-// DefaultWork bounds [State.Survives], in candidates looked at: a second or two.
-const DefaultWork = 100_000_000
+// DefaultWork bounds [State.Survives], in candidates looked at: about a second.
+const DefaultWork = 20_000_000
 
 // Survives tells whether the VMs of failing hosts find places on the hosts that
 // are left, for every combination of so many failures. VMs that run elsewhere
@@ -92,6 +92,10 @@ func (c *survey) each(parts [][]int, n int) {
 	if n <= 0 {
 		return
 	}
+	if c.large(parts, n) && c.countsOut(parts, n) {
+		c.out.Counted = true
+		return
+	}
 	at := make([]int, n)
 	for i := range at {
 		at[i] = i
@@ -123,6 +127,7 @@ func (c *survey) check(lost []int) {
 		return
 	}
 	classes, moved := c.fail(lost)
+	c.work -= movedWork * len(moved)
 	units := c.lostUnits(moved)
 	verdict, why := c.settle(units)
 	switch verdict {
