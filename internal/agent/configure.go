@@ -139,6 +139,9 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
 	out.Isolation = fdm.Isolation{Response: fdm.IsolationResponse(c.HA.IsolationResponse), Delay: c.IsolationDelay(),
 		ShutdownLimit: c.HA.Options.Duration("das.isolationShutdownTimeout")}
+	out.HeartbeatStores = c.HA.Options.Int("das.heartbeatDsPerHost")
+	out.IgnoreFewHeartbeats = c.HA.Options.Bool("das.ignoreInsufficientHbDatastore")
+	out.IgnoreOneNetwork = c.HA.Options.Bool("das.ignoreRedundantNetWarning")
 	s := c.HA.Storage
 	out.Storage = fdm.StoragePolicy{APD: fdm.StorageResponse(s.APD), APDTimeout: s.APDTimeout, APDDelay: s.APDDelay,
 		APDReset: s.APDRecovery == "reset", PDL: fdm.StorageResponse(s.PDL)}
@@ -151,7 +154,8 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		out.Hosts = append(out.Hosts, ch)
 	}
 	for _, d := range c.Datastores {
-		out.Datastores = append(out.Datastores, fdm.ClusterDatastore{Name: d.Name, Path: d.Path, Fence: d.Fence, Unfenced: d.Unfenced == "accept"})
+		out.Datastores = append(out.Datastores, fdm.ClusterDatastore{Name: d.Name, Path: d.Path, Fence: d.Fence, Unfenced: d.Unfenced == "accept",
+			Backing: d.Backing, Server: d.Server, FailureDomain: d.FailureDomain, OnHostNetwork: d.OnHostNetwork, Preference: preferences[d.Heartbeat]})
 	}
 	for _, v := range c.VMs {
 		out.VMs[v.Name] = fdm.VMSettings{Priority: v.Restart.Priority, Requested: v.Requested, DependsOn: v.DependsOn,
@@ -159,6 +163,9 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	}
 	return out
 }
+
+// preferences are the words of datastores[].heartbeat.
+var preferences = map[string]fdm.Preference{"prefer": fdm.PreferencePrefer, "avoid": fdm.PreferenceAvoid}
 
 func systemMemory() model.MiB {
 	var info unix.Sysinfo_t

@@ -63,12 +63,7 @@ func TestWriteNote(t *testing.T) {
 }
 
 func TestIsolationPolicyOfTheCore(t *testing.T) {
-	c, err := config.Parse([]byte("version: 1\nname: x\nha: {isolationResponse: powerOff, options: {isolationPolicyDelaySec: 30}}\n" +
-		"datastores: [{name: ds1}]\nvms: [{name: web, datastore: ds1, isolationResponse: shutdown}]\n"))
-	if err == nil {
-		t.Fatal("an option was accepted under a name that it has not")
-	}
-	c, err = config.Parse([]byte("version: 1\nname: x\nha: {isolationResponse: powerOff, options: {config.fdm.isolationPolicyDelaySec: 30}}\n" +
+	c, err := config.Parse([]byte("version: 1\nname: x\nha: {isolationResponse: powerOff, options: {config.fdm.isolationPolicyDelaySec: 30}}\n" +
 		"datastores: [{name: ds1}]\nvms: [{name: web, datastore: ds1, isolationResponse: shutdown}]\n"))
 	if err != nil {
 		t.Fatal(err)

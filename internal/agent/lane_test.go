@@ -38,8 +38,10 @@ func TestCallGivesUp(t *testing.T) {
 	release, began := make(chan struct{}), make(chan struct{})
 	ctx := context.Background()
 	outcomes := make(chan outcome)
-	go func() {
-		_, out := call(ctx, w, time.Millisecond, func() int { close(began); <-release; return 1 })
+	go func() { // given up only once it runs: a slow machine must not drop it before
+		gctx, giveUp := context.WithCancel(ctx)
+		go func() { <-began; giveUp() }()
+		_, out := call(gctx, w, time.Minute, func() int { close(began); <-release; return 1 })
 		outcomes <- out
 	}()
 	<-began

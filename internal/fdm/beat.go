@@ -31,6 +31,7 @@ func (m *Machine) pulse(gen uint64) {
 		m.checkOwnFitness()
 		m.checkLists()
 		m.pingSilent()
+		m.chooseHeartbeats()
 		m.protectComponents()
 	}
 	m.after(m.interval(), func() { m.pulse(gen) })
@@ -103,6 +104,7 @@ func (m *Machine) sendBeats() {
 			return
 		}
 		m.chooseNetwork(h)
+		m.watchNetworks()
 		if m.now-m.switchAt >= m.silence() && m.now-h.heard <= m.silence() && !h.beat.Hears {
 			// The primary misses this host: every way at once, until it hears.
 			m.beatTo(h, BeatSecondary)
@@ -118,36 +120,6 @@ func (m *Machine) sendBeats() {
 		}
 		m.offAt = m.now
 		m.broadcast(BeatSecondary)
-	}
-}
-
-// chooseNetwork switches when the network in use carries nothing in one of the
-// two directions.
-func (m *Machine) chooseNetwork(p *member) {
-	n := len(m.conf.HeartbeatNetworks)
-	if n < 2 || m.now-m.switchAt < m.silence() {
-		return
-	}
-	next := m.network
-	if p.beat.Hears {
-		m.missed = 0
-	} else {
-		m.missed++
-	}
-	if m.now-p.nets[m.network] >= m.silence() {
-		for i := range p.nets {
-			if p.nets[i] > p.nets[next]+m.interval() {
-				next = i
-			}
-		}
-	} else if m.missed > silentAfter {
-		next, m.missed = (m.network+1)%n, 0
-	}
-	if next != m.network {
-		m.emit(event.Event{Kind: event.Network, Severity: event.Warning, Host: m.cfg.Self,
-			Text: fmt.Sprintf("heartbeats to primary %s switch from network %s to %s", p.name,
-				m.conf.HeartbeatNetworks[m.network], m.conf.HeartbeatNetworks[next])})
-		m.network, m.switchAt = next, m.now
 	}
 }
 
@@ -174,7 +146,7 @@ func (m *Machine) beatTo(h *member, k BeatKind) {
 	if k == BeatPrimary {
 		b.VouchAge, b.Vouches = m.vouches(h)
 		b.Answer = m.asking
-		b.Hears = h.heard > 0 && m.now-h.heard <= m.interval()+m.interval()/2
+		b.Hears = h.heard > 0 && m.now-h.heard <= m.missedAfter()
 		b.Watch = h.watcher
 	}
 	for _, n := range m.conf.HeartbeatNetworks {

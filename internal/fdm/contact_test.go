@@ -238,7 +238,7 @@ func TestVerdictShowsBothProofs(t *testing.T) {
 	if d, need := b.now-heard, model.TimingFast.StaleAfter(); d < need || d > need+15*time.Millisecond {
 		t.Errorf("verdict after %v of silence, want %v", d, need)
 	}
-	for key, want := range map[string]string{"network": "no heartbeat for 5.1 s (a verdict needs 5.1 s)", "slot on ds1": "(stale from 5.1 s)"} {
+	for key, want := range map[string]string{"network": "no heartbeat for 5.1 s (a verdict needs 5.1 s)", "heartbeat slot on ds1": "(stale from 5.1 s)"} {
 		if got := verdict.Evidence[key]; !strings.Contains(got, want) {
 			t.Errorf("%s: %q does not say %q", key, got, want)
 		}

@@ -320,6 +320,7 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 	case roleSecondary:
 		if m.primary == h.name {
 			m.watch = h.beat.Watch
+			m.chooseNetwork(h)
 			m.answerBeat(h, BeatSecondary)
 			return
 		}

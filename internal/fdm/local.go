@@ -250,7 +250,7 @@ func (m *Machine) account() *Report {
 			r.Boot, r.Incarnation = m.status.Boot, m.status.Incarnation
 		}
 	}
-	r.Losses = m.lossReport()
+	r.Losses, r.Networks = m.lossReport(), m.networkReport()
 	ids := map[model.VMID]bool{}
 	for id := range m.domains {
 		ids[id] = true

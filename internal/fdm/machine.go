@@ -50,11 +50,14 @@ type Machine struct {
 	gatherEnd  time.Duration
 
 	// As a secondary.
-	missed     int           // intervals in a row in which the primary did not hear this host
-	network    int           // index of the heartbeat network in use
-	switchAt   time.Duration // of the last switch
-	watch      bool          // told to read slots
-	offAt      time.Duration // of the last heartbeats while HA is off
+	network    int             // index of the heartbeat network in use
+	switchAt   time.Duration   // of the last switch
+	unheard    int             // heartbeats of the primary in a row that miss this host
+	switchSaid time.Duration   // a switch was last told to people
+	unheardAt  time.Duration   // Stamp of the last of them
+	netLost    map[string]bool // heartbeat networks that carry nothing
+	watch      bool            // told to read slots
+	offAt      time.Duration   // of the last heartbeats while HA is off
 	reportAt   time.Duration
 	reportDue  bool
 	reportWake time.Duration
@@ -140,6 +143,7 @@ func New(cfg Config) *Machine {
 		byName:    map[string]*vm{},
 		ready:     map[model.VMID]*vm{},
 		waiting:   map[model.VMID]*vm{},
+		netLost:   map[string]bool{},
 		losses:    map[model.DatastoreName]*loss{},
 		haOff:     map[model.VMID]haStop{},
 		orders:    map[string]*order{},

@@ -51,13 +51,14 @@ type member struct {
 	knownFailed bool
 	gen         uint64 // of its silence timer
 
-	lossIDs   map[model.DatastoreName]string // failovers of its lost datastores
-	orders    map[string]*order
-	orderMem  model.MiB
-	vms       map[model.VMID]*vm // believed to run there
-	welcomed  uint64
-	needsView bool
-	watcher   bool // one of the next two ranks
+	heartbeats []model.DatastoreName          // chosen for it, by a primary
+	lossIDs    map[model.DatastoreName]string // failovers of its lost datastores
+	orders     map[string]*order
+	orderMem   model.MiB
+	vms        map[model.VMID]*vm // believed to run there
+	welcomed   uint64
+	needsView  bool
+	watcher    bool // one of the next two ranks
 }
 
 // lastHeard is the time of the last sign of life, for judging its silence.

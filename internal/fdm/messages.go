@@ -89,6 +89,8 @@ type Report struct {
 	MHz           model.MHz               `json:"mhz"`
 	Datastores    []lease.DatastoreStatus `json:"datastores"`
 	VMs           []LocalVM               `json:"vms"`
+	// Networks are the heartbeat networks as it sees them.
+	Networks []NetworkStatus `json:"networks,omitempty"`
 	// Losses are the datastores that it has lost.
 	Losses []StorageLoss `json:"losses,omitempty"`
 }
@@ -258,6 +260,11 @@ type HostView struct {
 	Datastores []lease.DatastoreStatus               `json:"datastores,omitempty"`
 	Memory     model.MiB                             `json:"memory"`
 	MemoryUsed model.MiB                             `json:"memoryUsed"`
+	// Heartbeats are its heartbeat datastores, Networks its heartbeat networks.
+	Heartbeats []model.DatastoreName `json:"heartbeats,omitempty"`
+	Networks   []NetworkStatus       `json:"networks,omitempty"`
+	// Warnings are what is not as redundant as it should be.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // VMView is one VM in a ClusterView.
@@ -300,6 +307,10 @@ type Cluster struct {
 	Datastores        []ClusterDatastore
 	// VMs are the per-VM settings of the file, by name.
 	VMs map[string]VMSettings
+	// HeartbeatStores is das.heartbeatDsPerHost; 0 is the default, 2.
+	HeartbeatStores int
+	// IgnoreFewHeartbeats and IgnoreOneNetwork switch warnings off.
+	IgnoreFewHeartbeats, IgnoreOneNetwork bool
 	// Storage is the reaction to lost datastores.
 	Storage StoragePolicy
 	// Isolation is the response to this host's isolation.
@@ -325,6 +336,11 @@ type ClusterDatastore struct {
 	Path     string
 	Fence    model.FenceClass
 	Unfenced bool // unfenced: accept
+	// Backing, Server and FailureDomain are what heartbeat datastores should not
+	// share; OnHostNetwork: it depends on the hosts' own network.
+	Backing, Server, FailureDomain string
+	OnHostNetwork                  bool
+	Preference                     Preference
 }
 
 // VMSettings are a VM's settings in the cluster file.

@@ -49,6 +49,7 @@ type world struct {
 	// gateway: there is an isolation address, which answers whoever is not cut
 	// off from it.
 	gateway bool
+	onEvent func(n *node, e event.Event)
 	notes   map[model.VMID]model.PoweredOffNote
 	orders  map[string]sentOrder
 	faults  map[model.VMID]*startFault
@@ -413,6 +414,9 @@ func (w *world) logf(format string, args ...any) {
 func (w *world) record(n *node, e event.Event) {
 	if e.At > w.now {
 		w.violate("%s: event from the future: %+v", n.name, e)
+	}
+	if w.onEvent != nil {
+		w.onEvent(n, e)
 	}
 	if w.quiet[e.Kind] {
 		return

@@ -189,6 +189,9 @@ func (m *Machine) evidence(h *member) map[string]string {
 	for _, st := range m.storeBy {
 		slot := st.slots[h.name]
 		key := "slot on " + string(st.name)
+		if hasName(h.heartbeats, st.name) {
+			key = "heartbeat slot on " + string(st.name)
+		}
 		switch {
 		case !st.here:
 		case !m.readable(st):

@@ -179,7 +179,10 @@ func (m *Machine) hostView(h *member, now time.Duration) HostView {
 	}
 	if r := h.report; r != nil {
 		x.fill(r)
+		x.Networks = r.Networks
 	}
+	x.Heartbeats = h.heartbeats
+	x.Warnings = append(m.heartbeatWarnings(h), m.networkWarnings(h)...)
 	return x
 }
 

@@ -97,6 +97,9 @@ func (s *Status) hostProblems(h Host, add func(about, remedy, format string, arg
 	if !h.Hypervisor {
 		add(name, "systemctl restart libvirtd there", "libvirt on %s does not answer.", name)
 	}
+	for _, w := range h.Warnings {
+		add(name, "docs/operations.md, \"Heartbeat networks and datastores\"", "%s.", w)
+	}
 	for _, l := range h.Leases {
 		if !l.OK {
 			add(name, remedyOf(l), "%s has no lease on datastore %s: %s", name, l.Datastore, orUnknown(l.Problem))

@@ -105,6 +105,11 @@ type Host struct {
 	Leases         []Lease                         `json:"leases,omitempty"`
 	Memory         model.MiB                       `json:"memory"`
 	MemoryUsed     model.MiB                       `json:"memoryUsed"`
+	// HeartbeatDatastores are those chosen for it, HeartbeatNetworks what it says
+	// of each heartbeat network; Warnings are what lacks redundancy.
+	HeartbeatDatastores []model.DatastoreName `json:"heartbeatDatastores,omitempty"`
+	HeartbeatNetworks   []fdm.NetworkStatus   `json:"heartbeatNetworks,omitempty"`
+	Warnings            []string              `json:"warnings,omitempty"`
 }
 
 // Lease is a host's lease on one datastore.
@@ -219,7 +224,8 @@ func (s *Status) SetView(v fdm.ClusterView) {
 	for _, h := range v.Hosts {
 		out := Host{Name: h.Name, Role: h.Role, State: h.State, Reason: h.Reason, Armed: h.Armed, ArmedWhy: h.ArmedWhy,
 			Hook: h.Hook, Guard: h.Guard, Hypervisor: h.Hypervisor, ConfigVersion: h.ConfigVersion,
-			SilenceSeconds: h.Silence.Seconds(), Leases: Leases(h.Datastores), Memory: h.Memory, MemoryUsed: h.MemoryUsed}
+			SilenceSeconds: h.Silence.Seconds(), Leases: Leases(h.Datastores), Memory: h.Memory, MemoryUsed: h.MemoryUsed,
+			HeartbeatDatastores: h.Heartbeats, HeartbeatNetworks: h.Networks, Warnings: h.Warnings}
 		for name, age := range h.SlotAges {
 			if out.SlotAgeSeconds == nil {
 				out.SlotAgeSeconds = map[model.DatastoreName]float64{}

@@ -1,0 +1,135 @@
+package fdm
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/model"
+)
+
+// TestSilentHosts walks through every way a host falls silent, and every row of
+// the table of verdicts; each verdict's event names what it rests on.
+func TestSilentHosts(t *testing.T) {
+	type row struct {
+		name string
+		do   func(w *world, n *node) // to host1
+		wait time.Duration
+		want model.HostState
+		// says is in the reason or the evidence, evidence are keys of the event.
+		says     string
+		evidence []string
+		restart  bool // its VM runs elsewhere afterwards
+	}
+	lose := func(n *node, kind string, hosts ...string) {
+		for _, h := range hosts {
+			n.w.nodes[model.HostID(h)].loseStorage("ds1", kind)
+		}
+	}
+	seen := []string{"network", "ping", "heartbeat slot on ds1"}
+	rows := []row{
+		{"no power: stale, no ping", func(_ *world, n *node) { n.powerOff() }, 8 * time.Second, model.HostFailed, "stale", seen, true},
+		{"frozen host: stale, but it answers ping", func(_ *world, n *node) {
+			n.frozen, n.guardOn = true, false
+			n.guardVMs, n.doms = map[model.VMID]*lease.VMStatus{}, map[model.VMID]*Domain{}
+		}, 8 * time.Second, model.HostFailed, "stale", seen, true},
+		{"stale and flagged isolated: failed all the same", func(w *world, n *node) {
+			n.cut = true
+			w.at(6*time.Second, n.powerOff)
+		}, 14 * time.Second, model.HostFailed, "stale", seen, true},
+		{"dead agent: fresh, answers ping", func(_ *world, n *node) { n.killAgent() }, 15 * time.Second, model.HostAgentUnreachable, "answers ping", seen, false},
+		{"network lost, gateway answers: fresh, no ping", func(_ *world, n *node) { n.side = 1 }, 15 * time.Second, model.HostPartitioned, "does not answer ping", seen, false},
+		{"network lost: fresh, no ping, flag", func(_ *world, n *node) { n.cut = true }, 8 * time.Second, model.HostIsolated, "says that it is isolated", seen, false},
+		{"mute: it hears the others, they hear nothing", func(_ *world, n *node) { n.mute = true }, 15 * time.Second, model.HostPartitioned, "does not answer ping", seen, false},
+		{"deaf: the others hear it", func(_ *world, n *node) { n.deaf = true }, 15 * time.Second, model.HostConnected, "", nil, false},
+		{"storage lost, but it answers", func(_ *world, n *node) { lose(n, "hung", "host1") }, 15 * time.Second, model.HostConnected, "", nil, false},
+		{"slow: fresh by a heartbeat every four seconds, no ping", func(w *world, n *node) {
+			n.side = 1
+			n.hung["ds1"], n.leased["ds1"] = true, true
+			for d := time.Duration(0); d < 40*time.Second; d += 4 * time.Second {
+				w.at(d, func() { n.writeSlot("ds1") })
+			}
+		}, 25 * time.Second, model.HostPartitioned, "does not answer ping", seen, false},
+		{"slot unknown, answers ping", func(_ *world, n *node) {
+			lose(n, "hung", "host1", "host2", "host3")
+			n.killAgent()
+		}, 15 * time.Second, model.HostAgentUnreachable, "cannot be seen", seen, false},
+		{"slot unknown, no ping", func(_ *world, n *node) {
+			lose(n, "hung", "host1", "host2", "host3")
+			n.cut = true
+		}, 15 * time.Second, model.HostDisconnected, "verdict unknown", seen, false},
+	}
+	for _, r := range rows {
+		t.Run(r.name, func(t *testing.T) {
+			w := newWorld(3, "ds1")
+			w.gateway = true
+			var verdict *event.Event
+			w.onEvent = func(n *node, e event.Event) {
+				if n.name == "host3" && e.Host == "host1" && (e.Kind == event.HostState || e.Kind == event.Verdict) {
+					verdict = &e
+				}
+			}
+			for _, name := range w.names {
+				w.nodes[name].powerOn()
+			}
+			id := w.addVM("web", "ds1", "host1", 512)
+			w.run(20 * time.Second)
+			r.do(w, w.nodes["host1"])
+			w.run(r.wait)
+			h := hostIn(w.nodes["host3"].m.View(w.now), "host1")
+			if h.State != r.want || !strings.Contains(h.Reason, r.says) {
+				t.Errorf("host1 is %s (%s), want %s (%s)", h.State, h.Reason, r.want, r.says)
+			}
+			for _, key := range r.evidence {
+				if verdict == nil || verdict.Evidence[key] == "" {
+					t.Errorf("the event %+v has no evidence %q", verdict, key)
+				}
+			}
+			on := w.runningOn(id)
+			if elsewhere := len(on) == 1 && on[0] != "host1"; elsewhere != r.restart {
+				t.Errorf("its VM runs on %v, want elsewhere %v", on, r.restart)
+			}
+			for _, b := range w.broken {
+				t.Error(b)
+			}
+		})
+	}
+}
+
+func hostIn(v ClusterView, name model.HostID) HostView {
+	for _, h := range v.Hosts {
+		if h.Name == name {
+			return h
+		}
+	}
+	return HostView{}
+}
+
+// The time to a verdict does not grow with the number of VMs or hosts.
+func TestVerdictTakesAsLongForManyVMs(t *testing.T) {
+	took := func(hosts, vms int) time.Duration {
+		w := newWorld(hosts, "ds1")
+		var at time.Duration
+		w.onEvent = func(_ *node, e event.Event) {
+			if e.Kind == event.Verdict && at == 0 {
+				at = w.now
+			}
+		}
+		for _, name := range w.names {
+			w.nodes[name].powerOn()
+		}
+		for i := range vms {
+			w.addVM("vm"+string(rune('a'+i/26))+string(rune('a'+i%26)), "ds1", "host1", 16)
+		}
+		w.run(20 * time.Second)
+		w.nodes["host1"].powerOff()
+		w.run(8 * time.Second)
+		return at - 20*time.Second
+	}
+	few, many := took(3, 1), took(12, 300)
+	if few <= 0 || few > 6*time.Second || many-few > 600*time.Millisecond || few-many > 600*time.Millisecond {
+		t.Errorf("a verdict took %v with 3 hosts and 1 VM, %v with 12 hosts and 300 VMs", few, many)
+	}
+}
