@@ -376,8 +376,13 @@ func (m *Machine) linked(c *chain, ev *Event) {
 	case ev.Record.Nonce == c.rec.Nonce:
 		c.prev = ev.Record
 		m.won(c)
-	case c.linkFault != nil && c.linkFault.Kind != FaultExists && ev.Record.Epoch < c.rec.Epoch:
-		m.unresolved(c, c.linkFault) // not there yet
+	case ev.Record.Epoch < c.rec.Epoch:
+		// Not there yet, or the listing is old: the record may be there.
+		f := c.linkFault
+		if f == nil || f.Kind == FaultExists {
+			f = &Fault{Kind: "stale", Text: fmt.Sprintf("the lock reads epoch %d after epoch %d was linked: the listing is old", ev.Record.Epoch, c.rec.Epoch)}
+		}
+		m.unresolved(c, f)
 	default:
 		c.prev = ev.Record
 		m.lost(c)

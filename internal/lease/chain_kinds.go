@@ -96,6 +96,9 @@ func (m *Machine) wonReclaim(c *chain) {
 func (m *Machine) decideRelease(c *chain) {
 	r := c.prev
 	switch {
+	case r.Epoch < c.expect:
+		// An old listing (or a rollback): whose the lock is now is not known.
+		m.finish(c, Reply{Code: CodeStorage, Record: &r, Text: fmt.Sprintf("the lock reads epoch %d, but this host held epoch %d: the listing is old, or the datastore was rolled back; try again", r.Epoch, c.expect)})
 	case !m.mine(r):
 		// Not ours (any more): there is nothing to release.
 		m.releasedNothing(c)

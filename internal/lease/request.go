@@ -275,7 +275,8 @@ type listState struct {
 	held    bool
 	term    model.Term
 	nonce   string
-	cleanup bool // the lock may still be on the datastore and must be released
+	cleanup bool        // the lock may still be on the datastore and must be released
+	least   model.Epoch // of cleanup: an older record than this is an old listing
 	retryAt time.Duration
 }
 
@@ -310,7 +311,7 @@ func (m *Machine) yieldList(conn, id uint64, ds model.DatastoreName) {
 		return
 	}
 	if s.list.held {
-		s.list = listState{cleanup: true}
+		s.list = listState{cleanup: true, least: model.Epoch(s.list.term)}
 		m.saveDirty, m.statusDirty = true, true
 	}
 	m.reply(conn, Reply{ID: id, Code: CodeOK})
@@ -323,7 +324,7 @@ func (m *Machine) loseList(s *store, why string) {
 		return
 	}
 	term := s.list.term
-	s.list = listState{cleanup: true}
+	s.list = listState{cleanup: true, least: model.Epoch(term)}
 	m.saveDirty, m.statusDirty = true, true
 	m.notify(Notice{What: NoticeListLost, Datastore: s.cfg.Name, Epoch: model.Epoch(term), Text: "the list of " + string(s.cfg.Name) + " is given up: " + why})
 }
@@ -352,7 +353,7 @@ func (m *Machine) listDuties() {
 		key := lockKey{s.cfg.Name, model.ListLock}
 		if s.list.cleanup && s.leased && m.now >= s.list.retryAt && m.chains[key] == nil {
 			s.list.retryAt = m.now + m.cfg.Timing.Interval
-			m.startChain(&chain{kind: chainRelease, key: key, reason: model.ReasonYield})
+			m.startChain(&chain{kind: chainRelease, key: key, reason: model.ReasonYield, expect: s.list.least})
 		}
 	}
 }

@@ -85,7 +85,7 @@ func (m *Machine) restore(saved *Saved) {
 		case o.ListTerm != 0 && s.leased:
 			s.list = listState{held: true, term: o.ListTerm, nonce: o.ListNonce}
 		default:
-			s.list = listState{cleanup: o.ListTerm != 0 || o.ListCleanup}
+			s.list = listState{cleanup: o.ListTerm != 0 || o.ListCleanup, least: model.Epoch(o.ListTerm)}
 		}
 	}
 	for _, o := range saved.VMs {

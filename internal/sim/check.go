@@ -201,8 +201,8 @@ func (c *checker) mayStop(p *proc) bool {
 		return true
 	}
 	for _, d := range p.vm.disks {
-		if q := p.h.paths[d.i]; q == nil || q.state != pathGood {
-			return true // by what VM component protection says
+		if q := p.h.paths[d.i]; q == nil || q.state != pathGood || c.s.now-q.since < 2*time.Second {
+			return true // by what VM component protection says, or said a moment ago
 		}
 	}
 	return false

@@ -45,6 +45,7 @@ type path struct {
 	h     *host
 	d     *disk
 	state pathState
+	since time.Duration // of state
 	stuck []stuckCall
 	cache map[model.LockID]cached
 }
@@ -138,7 +139,7 @@ func (p *path) set(state pathState) {
 		return
 	}
 	was := p.hangs()
-	p.state = state
+	p.state, p.since = state, p.h.s.now
 	p.cache = nil
 	p.h.s.disturbed()
 	if was && !p.hangs() {
