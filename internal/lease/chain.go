@@ -57,7 +57,7 @@ type chain struct {
 
 	prev, rec model.LockRecord
 	linkFault *Fault
-	turns     uint64 // of the datastore's lease when the list was ordered
+	turns     uint64 // of the datastore's lease when the link was ordered
 	wakeAt    time.Duration
 	created   bool
 
@@ -119,9 +119,6 @@ func (m *Machine) order1(c *chain, st stage, e Effect) {
 }
 
 func (m *Machine) listLock(c *chain, st stage) {
-	if s := m.store(c.key.ds); s != nil {
-		c.turns = s.turns
-	}
 	m.order1(c, st, Effect{Kind: EffListLock, Lock: c.key.lock})
 }
 
@@ -137,6 +134,9 @@ func (m *Machine) link(c *chain, state model.LockState, reason string) {
 	c.rec = model.LockRecord{Lock: c.key.lock, Epoch: c.prev.Epoch + 1, Owner: m.cfg.Host, Boot: m.cfg.Boot,
 		Incarnation: m.incN, Nonce: m.cfg.Nonce(), State: state, Reason: reason}
 	c.linkFault = nil
+	if s := m.store(c.key.ds); s != nil {
+		c.turns = s.turns
+	}
 	m.saveDirty = true // a successor must know the nonce before it can appear
 	m.order1(c, stageLink, Effect{Kind: EffLinkLock, Lock: c.key.lock, Record: c.rec})
 }
@@ -422,8 +422,9 @@ func (m *Machine) won(c *chain) {
 	}
 }
 
-// sound reports whether the lease was valid, without a gap, when the last list
-// was ordered and since: only then does its result permit to run.
+// sound reports whether the lease was valid, without a gap, when the link was
+// ordered and since: only then does a win permit to run. After a gap somebody may
+// have judged this host silent and be about to link the number after the one won.
 func (m *Machine) sound(c *chain) bool {
 	s := m.store(c.key.ds)
 	return s != nil && s.leased && s.turns == c.turns

@@ -18,8 +18,8 @@ type store struct {
 	hasS   bool
 	limits limits
 	// leased: the lease is valid. turns counts its beginnings and its ends, so
-	// that an answer can tell whether the lease was valid when its question was
-	// asked and all the time since.
+	// that a claim can tell whether the lease was valid when its link was ordered
+	// and all the time since.
 	leased bool
 	turns  uint64
 
