@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz clean
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz clean bench-isolation
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -47,6 +47,9 @@ test-long: deps build ## what takes longer: flapping networks, repeated power lo
 
 bench-failover: deps build ## time from power loss to running elsewhere (RUNS=10)
 	$(GO) run ./test/bench/failover -runs $(RUNS)
+
+bench-isolation: deps build ## time from losing the network to isolated and running elsewhere; from healing to one primary (RUNS=10)
+	$(GO) run ./test/bench/isolation -runs $(RUNS)
 
 bench-idle: deps build ## processor and memory of guard and agent with 10 VMs
 	$(GO) run ./test/bench/idle

@@ -52,7 +52,8 @@ func (m *Machine) checkContact() {
 			continue
 		}
 		heard = heard || !h.suspect || h.answered
-		alive = alive || h.state == model.HostPartitioned || h.state == model.HostIsolated
+		// One that says it is isolated itself cannot act for anybody.
+		alive = alive || h.state == model.HostPartitioned
 	}
 	cut := alive && !heard
 	if cut == m.cutOff {
