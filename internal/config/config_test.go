@@ -250,7 +250,7 @@ func TestCheckDeployable(t *testing.T) {
 // refused before it is in force anywhere.
 func TestTooLargeToHandOn(t *testing.T) {
 	c := mustParse(t, full)
-	for i := range MaxDeployed / 40 {
+	for i := range MaxDeployed / 80 {
 		c.VMs = append(c.VMs, VM{Name: fmt.Sprintf("a-virtual-machine-%06d", i), Memory: 1 << 30})
 	}
 	want := fmt.Sprintf("they hand on at most %d", MaxDeployed)

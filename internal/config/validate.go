@@ -467,7 +467,10 @@ func (c *Cluster) CheckDeployable(self model.HostID) error {
 	if self != "" && c.HostByName(self) == nil {
 		p.add("hosts", Suggest(string(self), c.hostNames()), "this host, %q, is not among the hosts", string(self))
 	}
-	if text, err := c.Marshal(); err == nil && len(text) > MaxDeployed {
+	text, err := c.Marshal()
+	if err != nil {
+		p.add("vms", "leave out what is as by default", "%v", err)
+	} else if len(text) > MaxDeployed {
 		p.add("vms", "leave out what is as by default; a VM without settings of its own needs no entry",
 			"the file has %d bytes as hosts keep it; they hand on at most %d", len(text), MaxDeployed)
 	}
