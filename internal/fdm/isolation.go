@@ -64,7 +64,9 @@ func (m *Machine) isolated() bool { return m.iso.since > 0 }
 // agentTraffic is a sign of life from another host.
 func (m *Machine) agentTraffic(h *member) {
 	m.iso.heardAt = m.now
-	m.joinAgain(fmt.Sprintf("%s is heard", h.name))
+	if m.iso.since > 0 { // a sentence for each heartbeat would cost more than the rest
+		m.joinAgain(fmt.Sprintf("%s is heard", h.name))
+	}
 }
 
 // checkIsolation finds out whether this host is alone; called every interval.

@@ -152,9 +152,10 @@ func New(cfg Config) *Machine {
 }
 
 // Step takes one event at the time now since boot and returns what to do, in
-// order. Time never runs backwards: an earlier now counts as the last one.
+// order; the result is valid until the next call. Time never runs backwards: an earlier now counts as the last one.
 func (m *Machine) Step(now time.Duration, ev Event) []Effect {
-	m.out = nil
+	clear(m.out)
+	m.out = m.out[:0]
 	if now > m.now {
 		gap := now - m.now
 		m.now = now
@@ -200,6 +201,8 @@ func (m *Machine) dispatch(ev Event) {
 	case Tick:
 	case HeartbeatReceived:
 		m.onHeartbeat(e)
+	case *HeartbeatReceived: // read now and not kept
+		m.onHeartbeat(*e)
 	case MessageReceived:
 		m.onMessage(e)
 	case LinkChanged:
@@ -214,6 +217,8 @@ func (m *Machine) dispatch(ev Event) {
 		answer(m, e.Op, e)
 	case GuardReplied:
 		answer(m, e.Op, e)
+	case *SlotsRead: // read now and not kept
+		answer(m, e.Op, *e)
 	case HypervisorDone:
 		answer(m, e.Op, e)
 	case GuestPinged:

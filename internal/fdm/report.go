@@ -61,7 +61,16 @@ func (m *Machine) takeReport(h *member, r *Report) {
 		}
 	}
 	// VMs whose lock it holds without running them: look again.
-	for _, v := range m.sortVMs(h.vms) {
+	var idle map[model.VMID]*vm
+	for id, v := range h.vms {
+		if !v.running && v.order == nil {
+			if idle == nil {
+				idle = map[model.VMID]*vm{}
+			}
+			idle[id] = v
+		}
+	}
+	for _, v := range m.sortVMs(idle) {
 		if !v.running && v.order == nil {
 			v.lockKnown = false
 			m.evaluate(v)

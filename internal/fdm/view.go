@@ -22,6 +22,15 @@ func (m *Machine) View(now time.Duration) ClusterView {
 	return m.loneView(now)
 }
 
+// VM shows one VM of a list that this primary owns; false if there is none.
+func (m *Machine) VM(id model.VMID, now time.Duration) (VMView, bool) {
+	v := m.vms[id]
+	if m.role != rolePrimary || v == nil {
+		return VMView{}, false
+	}
+	return m.vmView(v, now), true
+}
+
 // Role is what this host is now.
 func (m *Machine) Role() model.Role {
 	switch m.role {
@@ -82,6 +91,13 @@ func (m *Machine) onView(h *member, v *ClusterView) {
 func (m *Machine) clearLeftovers(v *ClusterView) {
 	if !m.hvUp || !m.listed {
 		return
+	}
+	idle := false
+	for _, d := range m.domains {
+		idle = idle || !d.Active && !d.leaving
+	}
+	if !idle {
+		return // a large view is not looked through for nothing
 	}
 	for i := range v.VMs {
 		x := &v.VMs[i]

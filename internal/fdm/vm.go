@@ -210,7 +210,9 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 	if dirty {
 		m.save(v)
 	}
-	m.answerStart(v, AdminReply{OK: true, Text: fmt.Sprintf("%s runs on %s", p.Name, h.name)})
+	if len(v.askers) > 0 {
+		m.answerStart(v, AdminReply{OK: true, Text: fmt.Sprintf("%s runs on %s", p.Name, h.name)})
+	}
 	m.showProtection(v)
 }
 

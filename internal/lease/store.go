@@ -186,20 +186,28 @@ func (m *Machine) flags() model.SlotFlags {
 // their order.
 func (m *Machine) runningDigest(s *store) uint64 {
 	var sum uint64
-	h := fnv.New64a()
 	for _, v := range m.order {
-		if v.spec.Home == s.cfg.Name && v.lock == lockHeld {
-			h.Reset()
-			_, _ = h.Write([]byte(v.id)) // never fails
-			var e [8]byte
-			for i := range e {
-				e[i] = byte(v.epoch >> (8 * i))
-			}
-			_, _ = h.Write(e[:])
-			sum ^= h.Sum64()
+		if v.lock == lockHeld && v.spec.Home == s.cfg.Name {
+			sum ^= v.digest()
 		}
 	}
 	return sum
+}
+
+// digest is a hash of a VM's id and the epoch of its lock.
+func (v *vm) digest() uint64 {
+	if v.sum != 0 && v.sumEpoch == v.epoch {
+		return v.sum
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(v.id)) // never fails
+	var e [8]byte
+	for i := range e {
+		e[i] = byte(v.epoch >> (8 * i))
+	}
+	_, _ = h.Write(e[:])
+	v.sum, v.sumEpoch = h.Sum64(), v.epoch
+	return v.sum
 }
 
 func (m *Machine) slotWritten(ev *Event) {

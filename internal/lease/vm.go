@@ -58,6 +58,7 @@ type vm struct {
 	grantAt time.Duration // when the hook last permitted a start
 
 	running  bool // its processes were seen last
+	sighted  bool // ... in the list that is being taken in
 	freeze   freezeState
 	freezeOp uint64
 	killing  bool
@@ -67,6 +68,9 @@ type vm struct {
 	reason   string
 
 	kills []waiter
+
+	sum      uint64 // of its id and sumEpoch, for the digest in the slot
+	sumEpoch model.Epoch
 }
 
 func (v *vm) absent() bool { return !v.running }
@@ -312,10 +316,8 @@ func (m *Machine) scanned(ev *Event) {
 }
 
 func (m *Machine) sight(procs []Proc, first bool) {
-	seen := make(map[model.VMID]bool, len(procs))
 	for i := range procs {
 		p := &procs[i]
-		seen[p.VM] = true
 		v := m.vms[p.VM]
 		if v == nil {
 			spec, managed := m.managed[p.VM]
@@ -328,12 +330,15 @@ func (m *Machine) sight(procs []Proc, first bool) {
 			}
 			v = m.addVM(spec)
 		}
+		v.sighted = true
 		m.appeared(v, p, first)
 	}
 	for i := 0; i < len(m.order); i++ {
-		if v := m.order[i]; v.running && !seen[v.id] {
+		v := m.order[i]
+		if v.running && !v.sighted {
 			m.gone(v.id)
 		}
+		v.sighted = false
 	}
 }
 
@@ -379,6 +384,9 @@ func (m *Machine) mustBeLocked(v *vm, p *Proc) bool {
 
 // adopting reports whether a claim for the running VM is under way.
 func (m *Machine) adopting(v *vm) bool {
+	if len(m.chains) == 0 {
+		return false
+	}
 	c := m.chains[lockKey{v.spec.Home, model.VMLock(v.id)}]
 	return c != nil && c.kind == chainClaim && c.runningVM
 }

@@ -27,7 +27,9 @@ type agentd struct {
 	guardUp bool
 	hvUp    bool
 	canary  bool
-	asks    map[fdm.OpID]bool // questions to the guard that are not answered
+	heard   fdm.HeartbeatReceived // used again
+	read    fdm.SlotsRead         // used again
+	asks    map[fdm.OpID]bool     // questions to the guard that are not answered
 }
 
 // Limits of the agent's operations, as in internal/agent.
@@ -105,6 +107,10 @@ func (a *agentd) post(ev fdm.Event) {
 			return
 		}
 	}
+	if a.idle() {
+		a.now(ev)
+		return
+	}
 	a.inbox = append(a.inbox, ev)
 	if a.h.slow > 0 {
 		life := a.life
@@ -116,6 +122,27 @@ func (a *agentd) post(ev fdm.Event) {
 		return
 	}
 	a.drain()
+}
+
+// idle: an event would be taken at once.
+func (a *agentd) idle() bool {
+	return !a.busy && len(a.inbox) == 0 && len(a.orders) == 0 && a.h.slow == 0 && a.runs()
+}
+
+// now steps an idle agent; what that leads to follows.
+func (a *agentd) now(ev fdm.Event) {
+	a.busy = true
+	life := a.life
+	a.step(ev)
+	if a.life != life {
+		return
+	}
+	a.busy = false
+	if len(a.inbox) > 0 {
+		a.drain()
+	} else if a.runs() {
+		a.plan()
+	}
 }
 
 func (a *agentd) drain() {
@@ -195,7 +222,12 @@ func (a *agentd) wakeUp(life uint32) {
 }
 
 func (a *agentd) beat(from *host, net int, b *fdm.Heartbeat) {
-	a.post(fdm.HeartbeatReceived{From: from.name, Network: a.h.s.nets[net], Beat: *b})
+	if a.h.s.opts.Off.AgentEvent != nil || !a.idle() {
+		a.post(fdm.HeartbeatReceived{From: from.name, Network: a.h.s.nets[net], Beat: *b})
+		return
+	}
+	a.heard = fdm.HeartbeatReceived{From: from.name, Network: a.h.s.nets[net], Beat: *b}
+	a.now(&a.heard)
 }
 
 // later answers an operation of this life of the agent.
@@ -314,21 +346,28 @@ func (a *agentd) slotsRead(life uint32, l *load) {
 	r := fdm.SlotsRead{Op: op, Datastore: p.d.name, Started: started, Completed: h.clock()}
 	switch {
 	case p.hangs():
-		a.later(a.readLimit(), func() fdm.Event {
-			r.Completed, r.Kind, r.Err = h.clock(), "hung", "the datastore did not answer in time"
-			return r
-		})
+		a.hungRead(r)
 		return
 	case p.fails(false, false) != nil:
 		r.Kind, r.Err = errLost.Kind, errLost.Text
 	case p.d.gone:
 		r.Kind, r.Err = errGone.Kind, errGone.Text
-	case a.runs() && !a.busy && h.slow == 0:
-		r.Slots = p.d.slots // read at once, and not kept
+	case a.idle() && h.s.opts.Off.AgentEvent == nil:
+		a.read = r
+		a.read.Slots = p.d.slots
+		a.now(&a.read)
+		return
 	default:
 		r.Slots = slices.Clone(p.d.slots)
 	}
 	a.post(r)
+}
+
+func (a *agentd) hungRead(r fdm.SlotsRead) {
+	a.later(a.readLimit(), func() fdm.Event {
+		r.Completed, r.Kind, r.Err = a.h.clock(), "hung", "the datastore did not answer in time"
+		return r
+	})
 }
 
 // storage makes a storage call of the agent, which is given up after limit.

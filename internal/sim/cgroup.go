@@ -20,13 +20,20 @@ func (g *guard) scanned(life uint32, op uint64) {
 		g.hooked = 0
 		g.post(lease.Event{Kind: lease.EvHookLost})
 	}
-	procs := make([]lease.Proc, 0, len(h.order))
+	procs := g.procs[:0]
+	kept := g.busy || len(g.inbox) > 0 || len(g.orders) > 0 || !g.runs() || h.slow > 0
+	if kept {
+		procs = nil // the list is read later
+	}
 	for _, p := range h.order {
 		p.placed = true
 		if trap, ok := h.traps[p.vm.id]; ok && !p.frozen {
 			g.order(p, trap)
 		}
 		procs = append(procs, lease.Proc{VM: p.vm.id, Name: p.vm.name, Frozen: p.frozen})
+	}
+	if !kept {
+		g.procs = procs
 	}
 	g.post(lease.Event{Kind: lease.EvScanned, Op: op, Procs: procs})
 }

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/fdm"
@@ -289,30 +288,23 @@ func (c *checker) watch() {
 		return
 	}
 	c.watchLeader()
-	var view *fdm.ClusterView
+	leader := s.primary()
+	if leader == nil {
+		return
+	}
 	for _, g := range s.vms {
 		t := &g.truth
 		if t.running > 0 || g.conf.Requested == model.RequestedStopped && t.since == 0 {
 			continue
 		}
-		if view == nil {
-			v, ok := s.View()
-			if !ok {
-				return
-			}
-			view = &v
+		if x, ok := leader.agent.m.VM(g.id, leader.clock()); ok {
+			c.watchVM(g, &x)
 		}
-		c.watchVM(g, view)
 	}
 }
 
-func (c *checker) watchVM(g *guest, view *fdm.ClusterView) {
+func (c *checker) watchVM(g *guest, x *fdm.VMView) {
 	s, t := c.s, &g.truth
-	i := slices.IndexFunc(view.VMs, func(x fdm.VMView) bool { return x.ID == g.id })
-	if i < 0 {
-		return
-	}
-	x := &view.VMs[i]
 	switch x.State {
 	case model.VMStopped, model.VMDisabled, model.VMIgnored, model.VMStopping:
 		t.possible, t.silent = 0, 0

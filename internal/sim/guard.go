@@ -120,6 +120,21 @@ func (g *guard) post(ev lease.Event) {
 	if !g.up() {
 		return
 	}
+	if !g.busy && len(g.inbox) == 0 && len(g.orders) == 0 && g.h.slow == 0 && g.runs() {
+		g.busy = true
+		life := g.life
+		g.step(&ev)
+		if g.life != life {
+			return
+		}
+		g.busy = false
+		if len(g.inbox) > 0 {
+			g.drain()
+		} else if g.runs() {
+			g.plan()
+		}
+		return
+	}
 	g.inbox = append(g.inbox, ev)
 	if g.h.slow > 0 {
 		life := g.life
