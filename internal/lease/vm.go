@@ -318,7 +318,12 @@ func (m *Machine) scanned(ev *Event) {
 func (m *Machine) sight(procs []Proc, first bool) {
 	for i := range procs {
 		p := &procs[i]
-		v := m.vms[p.VM]
+		var v *vm
+		if i < len(m.order) && m.order[i].id == p.VM { // lists mostly have the same order
+			v = m.order[i]
+		} else {
+			v = m.vms[p.VM]
+		}
 		if v == nil {
 			spec, managed := m.managed[p.VM]
 			switch {

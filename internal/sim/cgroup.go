@@ -27,8 +27,10 @@ func (g *guard) scanned(life uint32, op uint64) {
 	}
 	for _, p := range h.order {
 		p.placed = true
-		if trap, ok := h.traps[p.vm.id]; ok && !p.frozen {
-			g.order(p, trap)
+		if len(h.traps) > 0 && !p.frozen {
+			if trap, ok := h.traps[p.vm.id]; ok {
+				g.order(p, trap)
+			}
 		}
 		procs = append(procs, lease.Proc{VM: p.vm.id, Name: p.vm.name, Frozen: p.frozen})
 	}
