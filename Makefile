@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz clean bench-isolation
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz clean bench-isolation sim-scenarios bench-sim
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -63,6 +63,11 @@ bench-placement: ## plans, failure checks and rule checks against their targets 
 
 fuzz: build ## an hour of random disasters in virtual time (FUZZ_SEEDS=…, FUZZ_START=…)
 	timeout 3600 bin/hanok sim fuzz --seeds $(or $(FUZZ_SEEDS),1000000) --start $(or $(FUZZ_START),1) || { s=$$?; [ $$s -eq 124 ]; }
+sim-scenarios: ## the scenario library in virtual time, and each of them red with its feature off
+	$(GO) test -count=1 -run 'TestScenarios' ./internal/sim
+
+bench-sim: ## speed of the simulator on one core: medians of RUNS runs of each size (RUNS=3)
+	GOMAXPROCS=1 $(GO) run ./test/bench/sim -runs $(if $(filter 10,$(RUNS)),3,$(RUNS))
 
 soak: deps build ## ten minutes with both cores saturated by other work
 	$(GO) run ./test/bench/soak

@@ -175,6 +175,9 @@ func (m *Machine) decideFailed(v *vm, h *member, holder model.HostID) {
 	if h != nil {
 		failover = m.failoverOf(h)
 	}
+	if m.leftDown(v, fmt.Sprintf("%s failed", holder)) {
+		return
+	}
 	m.down(v, fmt.Sprintf("%s failed", holder), failover)
 	quiet, need := m.quiet(v.st, holder), m.silenceFor(holder)
 	if quiet < need {
@@ -231,12 +234,21 @@ func (m *Machine) takeover(v *vm, owner model.HostID, evidence string) *lease.Ta
 	return t
 }
 
+// leftDown: a VM whose restart priority is disabled stays down, unless somebody
+// asked for its start.
+func (m *Machine) leftDown(v *vm, cause string) bool {
+	if m.priority(v) != model.PriorityDisabled || v.p.Down != nil || len(v.askers) > 0 {
+		return false
+	}
+	v.reason = cause + "; it is not restarted: its restart priority is disabled"
+	m.leaveFailover(v)
+	m.viewDue = true
+	return true
+}
+
 // restart puts a VM among those to be placed.
 func (m *Machine) restart(v *vm, cause, failover string, in intent) {
-	if m.priority(v) == model.PriorityDisabled && v.p.Down == nil && len(v.askers) == 0 {
-		v.reason = cause + "; it is not restarted: its restart priority is disabled"
-		m.leaveFailover(v)
-		m.viewDue = true
+	if m.leftDown(v, cause) {
 		return
 	}
 	m.down(v, cause, m.newFailover(v, failover))

@@ -26,7 +26,6 @@ type agentd struct {
 
 	guardUp bool
 	hvUp    bool
-	canary  bool
 	heard   fdm.HeartbeatReceived // used again
 	read    fdm.SlotsRead         // used again
 	asks    map[fdm.OpID]bool     // questions to the guard that are not answered
@@ -85,7 +84,7 @@ func (a *agentd) kill() {
 	a.die(true)
 	boots := h.boots
 	h.s.after(respawn, func() {
-		if h.boots == boots {
+		if h.boots == boots && !h.s.opts.Off.NoRespawn {
 			a.start()
 		}
 	})

@@ -50,6 +50,7 @@ func (g *guard) start() {
 	g.life++
 	g.lives++
 	g.stopped, g.busy, g.inbox, g.orders, g.wake, g.conn, g.sub = false, false, nil, nil, 0, 0, false
+	g.hooked = 0
 	g.asked, g.seen = map[uint64]func(lease.Reply){}, map[seenKey]model.Epoch{}
 	cfg := g.config()
 	cfg.Managed, cfg.ManagedUnknown = h.managed, !h.managedKnown && g.lives > 1
@@ -70,7 +71,7 @@ func (g *guard) config() lease.Config {
 	cfg := lease.Config{Host: h.name, Boot: h.boot, Incarnation: uint64(g.life), Timing: f.conf.Timing, Nonce: s.nonce,
 		Identify: func(_ model.DatastoreName, x model.Slot) string { return digestOf(&x) }}
 	for _, d := range f.cluster.DatastoresOf(h.name) {
-		cfg.Datastores = append(cfg.Datastores, lease.DatastoreConfig{Name: d.Name, Fence: d.Fence, Unfenced: d.Unfenced == "accept"})
+		cfg.Datastores = append(cfg.Datastores, lease.DatastoreConfig{Name: d.Name, Fence: d.Fence, Unfenced: d.Unfenced == "accept" || s.opts.Off.Unfenced})
 	}
 	return cfg
 }
@@ -102,7 +103,7 @@ func (g *guard) kill() {
 	g.die()
 	boots := h.boots
 	h.s.after(respawn, func() {
-		if h.boots == boots {
+		if h.boots == boots && !h.s.opts.Off.NoRespawn {
 			g.start()
 		}
 	})
@@ -407,7 +408,10 @@ func (g *guard) storage(e lease.Effect) {
 			return f
 		}, done)
 	case lease.EffLinkLock:
-		p.call(latencyLink, true, true, alive, func() *lease.Fault { return p.d.link(e.Record) }, done)
+		p.call(latencyLink, true, true, alive, func() *lease.Fault {
+			delete(p.cache, e.Record.Lock) // a client sees what it did itself
+			return p.d.link(e.Record)
+		}, done)
 	case lease.EffCreateLock:
 		p.call(latencyLink, true, true, alive, func() *lease.Fault { return p.d.createLock(e.Lock, e.Record) }, done)
 	}

@@ -43,8 +43,6 @@ type load struct {
 	started time.Duration
 	slot    model.Slot
 	known   []string
-	applied bool
-	fault   string
 	next    *load
 }
 

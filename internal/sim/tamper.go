@@ -21,6 +21,8 @@ type Tamper struct {
 	NoFreeze    bool // freezes are confirmed and do nothing
 	NoReset     bool // the watchdog never resets a host
 	NoHook      bool // libvirt does not ask before it starts a domain
+	NoRespawn   bool // daemons that were killed are not started again
+	Unfenced    bool // guards take over whatever the fence class says
 	NoSlotCheck bool // a heartbeat is written over whatever is there
 }
 

@@ -128,7 +128,7 @@ func (v *libvirtd) kill() {
 	v.die()
 	boots := v.h.boots
 	v.h.s.after(respawnLibvirt, func() {
-		if v.h.boots == boots {
+		if v.h.boots == boots && !v.h.s.opts.Off.NoRespawn {
 			v.start()
 		}
 	})
