@@ -63,6 +63,7 @@ bench-placement: ## plans, failure checks and rule checks against their targets 
 
 fuzz: build ## an hour of random disasters in virtual time (FUZZ_SEEDS=…, FUZZ_START=…)
 	timeout 3600 bin/hanok sim fuzz --seeds $(or $(FUZZ_SEEDS),1000000) --start $(or $(FUZZ_START),1) || { s=$$?; [ $$s -eq 124 ]; }
+
 sim-scenarios: ## the scenario library in virtual time, and each of them red with its feature off
 	$(GO) test -count=1 -run 'TestScenarios' ./internal/sim
 
