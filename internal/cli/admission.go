@@ -143,7 +143,7 @@ func overlay(s *placement.State, status *local.Status) []string {
 
 func printDecision(w io.Writer, d admission.Decision) {
 	fmt.Fprintf(w, "policy %s: %s\n%s\n", d.Policy, d.Answer, d.Reason)
-	if d.Host != "" {
+	if d.Host != "" && d.Allowed {
 		fmt.Fprintf(w, "it would run on %s\n", d.Host)
 	}
 	for _, x := range d.Warnings {

@@ -63,8 +63,8 @@ func all(runs, peerRuns int) error {
 		slices.Sort(out.Seconds)
 		median := out.Seconds[len(out.Seconds)/2]
 		fmt.Printf("| %s | %d | **%s** | %s | %s | %s | %.0f MiB | %s |\n", t.name, len(out.Seconds), show(median), show(out.Seconds[0]),
-			show(out.Seconds[len(out.Seconds)-1]), show(t.target.Seconds()), memory, out.Note)
-		if median > t.target.Seconds() || t.memory > 0 && memory > t.memory {
+			show(out.Seconds[len(out.Seconds)-1]), target(t), memory, out.Note)
+		if t.target > 0 && median > t.target.Seconds() || t.memory > 0 && memory > t.memory {
 			missed = append(missed, t.name)
 		}
 	}
@@ -164,6 +164,13 @@ func simulate(program, path string, c *cluster, strategy string, gone map[int]bo
 	}
 	slices.Sort(seconds)
 	return seconds[len(seconds)/2], nil
+}
+
+func target(t task) string {
+	if t.target == 0 {
+		return "–"
+	}
+	return show(t.target.Seconds())
 }
 
 func show(seconds float64) string {
