@@ -338,6 +338,15 @@ func TestPlaceAllFindsTheBest(t *testing.T) {
 		for _, n := range best {
 			total += n
 		}
+		// The search and the proofs by themselves, without the luck of packings.
+		units := s.byHardness(s.units(wants), false)
+		all := total == len(wants)
+		if why := s.impossible(units); why != "" && all {
+			t.Fatalf("all can be placed, although %s", why)
+		}
+		if found := newSearch(s, units, planWork).run(); found != all {
+			t.Fatalf("the search says %v, want %v", found, all)
+		}
 		got := countByClass(w, wants, placed)
 		if plan.Placed != len(placed) || !plan.Proven || !slices.Equal(got, best) {
 			t.Fatalf("the plan %v places %v by class (proven %v), the best is %v", placed, got, plan.Proven, best)
@@ -507,6 +516,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 					}
 				}
 			case 4:
+				h.Datastores = h.Datastores[:rapid.IntRange(0, len(h.Datastores)).Draw(t, "stores")]
 				h.Memory, h.FailureDomain, h.Quarantine = model.MiB(rapid.IntRange(0, 5).Draw(t, "m")), rapid.SampledFrom([]string{"", "r1", "r3"}).Draw(t, "d"), !h.Quarantine
 				w.hosts[slices.IndexFunc(w.hosts, func(x Host) bool { return x.Name == h.Name })] = h
 				s.SetHost(h)
