@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,8 +104,10 @@ type Agent struct {
 	queries chan func(core)
 	logged  chan event.Event
 	ops     chan struct{}
-	share   *share
-	emitted uint64
+	// portChanged: the members changed, see guardPort.
+	portChanged chan struct{}
+	share       *share
+	emitted     uint64
 
 	hypervise, guests, pings, disk *workers
 
@@ -117,8 +120,10 @@ type Agent struct {
 	trouble *trouble // why the agent cannot work, nil when it does
 	notices []string
 	guardSt lease.Status
-	hvUp    bool
-	hvWhy   string
+	// portNotices are about the firewall.
+	portNotices []string
+	hvUp        bool
+	hvWhy       string
 
 	wg sync.WaitGroup
 }
@@ -138,11 +143,12 @@ func New(cfg Config) (*Agent, error) {
 	}
 	return &Agent{
 		cfg: cfg, log: cfg.Log, store: config.Store{Path: cfg.ClusterFile},
-		in:      make(chan fdm.Event, eventQueue),
-		beats:   make(chan fdm.Event, beatQueue),
-		queries: make(chan func(core)),
-		logged:  make(chan event.Event, logQueue),
-		ops:     make(chan struct{}, maxOperations),
+		in:          make(chan fdm.Event, eventQueue),
+		beats:       make(chan fdm.Event, beatQueue),
+		queries:     make(chan func(core)),
+		logged:      make(chan event.Event, logQueue),
+		ops:         make(chan struct{}, maxOperations),
+		portChanged: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -195,6 +201,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.goes(func() { a.links.run(ctx) })
 	a.goes(func() { a.hv.run(ctx) })
 	a.goes(func() { a.canary(ctx) })
+	a.goes(func() { a.guardPort(ctx) })
 	a.goes(func() { a.addresses.learn(ctx, a, a.setup.Load().cluster) })
 	err = a.loop(ctx, failed)
 	// Whoever waits to be heard gives up now, and nobody writes any more when
@@ -326,7 +333,7 @@ func (a *Agent) setHypervisor(up bool, why string) {
 func (a *Agent) localPart() local.Local {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := local.Local{Notices: a.notices, Hypervisor: a.hvUp, HypervisorProblem: a.hvWhy, Counters: a.count.all(), Events: a.told.all()}
+	out := local.Local{Notices: slices.Concat(a.notices, a.portNotices), Hypervisor: a.hvUp, HypervisorProblem: a.hvWhy, Counters: a.count.all(), Events: a.told.all()}
 	if a.trouble != nil {
 		out.Error, out.Remedy = a.trouble.err.Error(), a.trouble.remedy
 	}

@@ -116,6 +116,7 @@ func (a *Agent) adopt(ctx context.Context, e fdm.SaveConfig) error {
 			a.log.Warn("a server cannot ask this host", "err", err)
 		}
 	}
+	a.portMembersChanged()
 	return a.transport.Configure(c)
 }
 

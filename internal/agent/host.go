@@ -30,6 +30,7 @@ func HostPorts(pkiDir, guardSocket string, log *slog.Logger) Ports {
 			return datastore.Open(d.Path, c.ID, datastore.Options{Expect: d.UUID})
 		},
 		Ping:     Ping,
+		Firewall: &HostFirewall,
 		Gateways: gateways,
 		Resolve: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)

@@ -73,8 +73,8 @@ type Remote interface {
 	Close() error
 }
 
-// Ports are the agent's connections to the world; all but OpenRemote are
-// required.
+// Ports are the agent's connections to the world; all but OpenRemote and
+// Firewall are required.
 type Ports struct {
 	// OpenRemote listens for servers; nil: no server can ask this agent.
 	OpenRemote func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error)
@@ -91,6 +91,8 @@ type Ports struct {
 	Gateways func() []netip.Addr
 	// Resolve looks a host name up.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	// Firewall closes the port to strangers; nil: it stays as it is.
+	Firewall *Firewall
 	// Now is the time since boot, suspend included.
 	Now func() time.Duration
 }

@@ -285,13 +285,13 @@ func newOptions(a *app) *cobra.Command {
 }
 
 func newHA(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "ha", Short: "Switch high availability, or host monitoring, on and off"}
+	cmd := &cobra.Command{Use: "ha", Short: "Switch high availability, or host monitoring, on and off; the firewall"}
 	cmd.AddCommand(newSwitch(a, "on", "Switch high availability on", func(h *config.HA) { h.Enabled = true }),
 		newSwitch(a, "off", "Switch high availability off; running VMs run on", func(h *config.HA) { h.Enabled = false }))
 	monitoring := &cobra.Command{Use: "monitoring", Short: "Switch host monitoring, for work on the network"}
 	monitoring.AddCommand(newSwitch(a, "on", "Watch the hosts", func(h *config.HA) { h.HostMonitoring = true }),
 		newSwitch(a, "off", "No verdicts on hosts, no isolation response", func(h *config.HA) { h.HostMonitoring = false }))
-	cmd.AddCommand(monitoring)
+	cmd.AddCommand(monitoring, newFirewall(a))
 	return cmd
 }
 

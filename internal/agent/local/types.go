@@ -153,7 +153,7 @@ type Local struct {
 	// Error is why the agent cannot work (state initError), Remedy what to do.
 	Error  string `json:"error,omitempty"`
 	Remedy string `json:"remedy,omitempty"`
-	// Notices are about this host's cluster file.
+	// Notices are about this host's cluster file and its firewall.
 	Notices           []string `json:"notices,omitempty"`
 	Guard             bool     `json:"guard"`
 	GuardProblem      string   `json:"guardProblem,omitempty"`

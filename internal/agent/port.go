@@ -1,0 +1,101 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/firewall"
+	"hanok.dev/hanok/internal/wire"
+)
+
+// portCheck is how often the rules for the agents' port are made again: a
+// firewall that is reloaded may have removed them, or drop members now.
+const portCheck = 30 * time.Second
+
+// Firewall closes the agents' port to strangers; the functions of package
+// firewall, or what a test puts in their place.
+type Firewall struct {
+	Apply  func(firewall.Rules) error
+	Check  func(firewall.Rules) ([]firewall.Finding, error)
+	Remove func() error
+}
+
+// HostFirewall is that of the network namespace this process is in.
+var HostFirewall = Firewall{Apply: firewall.Apply, Check: firewall.Check, Remove: firewall.Remove}
+
+// PortRules are the members of a cluster file, by all their addresses.
+func PortRules(c *config.Cluster) firewall.Rules {
+	r := firewall.Rules{Port: wire.DefaultPort}
+	for i := range c.Hosts {
+		for _, n := range c.Networks {
+			if a := c.Hosts[i].AddressOf(n.Name); a.IsValid() && !slices.Contains(r.Members, a) {
+				r.Members = append(r.Members, a)
+			}
+		}
+	}
+	return r
+}
+
+// guardPort keeps the rules in force until ctx ends, and takes them away then:
+// nobody listens any more.
+func (a *Agent) guardPort(ctx context.Context) {
+	f := a.cfg.Ports.Firewall
+	if f == nil {
+		return
+	}
+	tick := time.NewTicker(portCheck)
+	defer tick.Stop()
+	for {
+		a.notePort(ctx, closePort(f, PortRules(a.setup.Load().cluster)))
+		select {
+		case <-tick.C:
+		case <-a.portChanged:
+		case <-ctx.Done():
+			if err := f.Remove(); err != nil {
+				a.log.Warn("the rules for the agents' port stay", "err", err, "remedy", "hanok ha firewall remove")
+			}
+			return
+		}
+	}
+}
+
+// closePort returns what an administrator must know.
+func closePort(f *Firewall, r firewall.Rules) []string {
+	var out []string
+	if err := f.Apply(r); err != nil {
+		out = append(out, fmt.Sprintf("port %d is not closed to strangers, who are refused by certificate alone: %v; is the kernel module nf_tables there?", r.Port, err))
+	}
+	found, err := f.Check(r)
+	if err != nil {
+		out = append(out, fmt.Sprintf("whether another firewall drops what members send is not known: %v", err))
+	}
+	for _, x := range found {
+		out = append(out, x.String())
+	}
+	return out
+}
+
+// notePort shows the notices in the status, and tells of new ones once.
+func (a *Agent) notePort(ctx context.Context, notices []string) {
+	a.mu.Lock()
+	changed := !slices.Equal(a.portNotices, notices)
+	a.portNotices = notices
+	a.mu.Unlock()
+	if changed && len(notices) > 0 {
+		a.tell(ctx, event.Event{Severity: event.Warning, Kind: event.Network, Host: a.host,
+			Text: fmt.Sprintf("the firewall of %s needs attention", a.host), Cause: strings.Join(notices, "; ")})
+	}
+}
+
+// portMembersChanged makes the rules anew.
+func (a *Agent) portMembersChanged() {
+	select {
+	case a.portChanged <- struct{}{}:
+	default: // it will be done anyway
+	}
+}

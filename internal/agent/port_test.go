@@ -1,0 +1,40 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/firewall"
+)
+
+func TestClosePort(t *testing.T) {
+	var applied firewall.Rules
+	broken, found := error(nil), []firewall.Finding(nil)
+	f := &Firewall{
+		Apply:  func(r firewall.Rules) error { applied = r; return broken },
+		Check:  func(firewall.Rules) ([]firewall.Finding, error) { return found, nil },
+		Remove: func() error { return nil },
+	}
+	c, err := config.Parse([]byte(strings.ReplaceAll(clusterYAML, "%DIR%", "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := PortRules(c)
+	want := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")}
+	if got := closePort(f, rules); len(got) != 0 || applied.Port != 8182 || !slices.Equal(applied.Members, want) {
+		t.Errorf("%v, applied %v", got, applied)
+	}
+	broken = errors.New("protocol not supported")
+	found = []firewall.Finding{{Chain: "inet filter input", Certain: true, Member: want[1], Remedy: "nft insert rule ..."}}
+	got := fmt.Sprint(closePort(f, rules))
+	for _, part := range []string{"port 8182 is not closed to strangers", "protocol not supported", "chain inet filter input drops what 10.0.0.2", "run: nft insert rule"} {
+		if !strings.Contains(got, part) {
+			t.Errorf("notices %s lack %q", got, part)
+		}
+	}
+}

@@ -1,0 +1,47 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"hanok.dev/hanok/internal/agent"
+	"hanok.dev/hanok/internal/firewall"
+)
+
+func newFirewall(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "firewall", Short: "The rules of this host for the agents' port"}
+	cmd.AddCommand(newFirewallCheck(a), &cobra.Command{Use: "remove", Short: "Remove Hanok's table, when Hanok is uninstalled", Args: cobra.NoArgs,
+		Long: "Remove the nftables table that admits only members to the agents' port. The agent\nremoves it when it ends, and makes it again while it runs.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := firewall.Remove(); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "the nftables table inet %s is not there any more\n", firewall.TableName)
+			return nil
+		}})
+	return cmd
+}
+
+func newFirewallCheck(a *app) *cobra.Command {
+	return &cobra.Command{Use: "check", Short: "Find firewalls on this host that drop what members send", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			now, err := a.config(c.Context())
+			if err != nil {
+				return err
+			}
+			found, err := firewall.Check(agent.PortRules(now))
+			if err != nil {
+				return err
+			}
+			for _, f := range found {
+				fmt.Fprintln(c.OutOrStdout(), f)
+			}
+			if len(found) > 0 {
+				return Fail(ExitFailed, "run the commands above, and make them permanent in the firewall's own configuration",
+					"%s of this host may keep members out", plural(len(found), "chain"))
+			}
+			fmt.Fprintln(c.OutOrStdout(), "no firewall of this host drops what members send")
+			return nil
+		}}
+}
