@@ -138,6 +138,7 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		PerHost:     c.HA.Options.Int("das.perHostConcurrentFailoversLimit"),
 	}
 	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
+	out.HostShutdown = fdm.HostShutdown(c.HA.HostShutdown)
 	out.Isolation = fdm.Isolation{Response: fdm.IsolationResponse(c.HA.IsolationResponse), Delay: c.IsolationDelay(),
 		ShutdownLimit: c.HA.Options.Duration("das.isolationShutdownTimeout")}
 	out.HeartbeatStores = c.HA.Options.Int("das.heartbeatDsPerHost")

@@ -70,7 +70,7 @@ func New() *cobra.Command {
 	for _, hidden := range []string{"socket", "guard-socket", "cluster-file"} {
 		_ = pf.MarkHidden(hidden) // for tests and hosts with their own layout
 	}
-	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newRule(a), newAdmission(a), newLock(a), newAgent(a), newVersion(),
+	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newHost(a), newRule(a), newAdmission(a), newLock(a), newAgent(a), newVersion(),
 		labcmd.New(), simcmd.New(), pkicmd.New(), datastorecmd.New())
 	strict(root)
 	return root

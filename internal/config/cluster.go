@@ -41,6 +41,9 @@ type HA struct {
 	Timing Timing `yaml:"timing"`
 	// IsolationResponse is what an isolated host does with its VMs.
 	IsolationResponse string `yaml:"isolationResponse" words:"none|powerOff|shutdown"`
+	// HostShutdown is what becomes of the VMs of a host that is shut down in
+	// order: they start elsewhere, or stay down until it is back.
+	HostShutdown string `yaml:"hostShutdown" words:"restartElsewhere|stop"`
 	// IsolationDelay is the pause between isolation and its response. Default 5s.
 	IsolationDelay time.Duration `yaml:"isolationDelay"`
 	Storage        Storage       `yaml:"storage"`
@@ -257,7 +260,7 @@ func defaultCluster() Cluster {
 	return Cluster{HA: HA{
 		Enabled: true, HostMonitoring: true,
 		Timing:            Timing{Profile: "fast", Values: model.TimingFast},
-		IsolationResponse: "none", IsolationDelay: 5 * time.Second,
+		IsolationResponse: "none", HostShutdown: "restartElsewhere", IsolationDelay: 5 * time.Second,
 		Storage:      Storage{APD: "restartConservative", APDTimeout: 30 * time.Second, APDRecovery: "none", PDL: "restart"},
 		VMMonitoring: VMMonitoring{Mode: "off", Sensitivity: "high"},
 		Admission:    Admission{Policy: "exact", HostFailures: 1, Degradation: 100},

@@ -22,6 +22,10 @@ func (m *Machine) onAdmin(e AdminAsked) {
 		m.adoptHere(*e.Request.Protect, reply)
 		return
 	}
+	if e.Request.Leave != nil {
+		m.leave(*e.Request.Leave, reply)
+		return
+	}
 	m.relay(e.Request, reply)
 }
 

@@ -31,7 +31,7 @@ func (m *Machine) beatGuard() {
 	if m.role == rolePrimary {
 		m.vouched = max(m.vouched, m.followed())
 	}
-	b := &lease.BeatRequest{Isolated: m.isolated()}
+	b := &lease.BeatRequest{Isolated: m.isolated(), ShuttingDown: m.leaving != nil}
 	if at, ok := m.contact(); ok {
 		b.Contact, b.ContactAge = true, m.now-at
 	}

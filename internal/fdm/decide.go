@@ -113,6 +113,14 @@ func (m *Machine) decideReleased(v *vm, rec model.LockRecord) {
 		}
 	case model.ReasonHostOff:
 		cause = fmt.Sprintf("%s was shut down", rec.Owner)
+		if m.awaitsHost(rec) {
+			v.reason = fmt.Sprintf("%s was shut down in order, and it waits for that host (ha.hostShutdown: stop)", rec.Owner)
+			m.recheck(v, fencePause)
+			return
+		}
+		if m.conf.HostShutdown == HostShutdownStop {
+			in.prefer = rec.Owner
+		}
 	case model.ReasonForced:
 		cause = fmt.Sprintf("its lock was released by an administrator on %s", rec.Owner)
 	}

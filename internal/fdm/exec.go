@@ -399,8 +399,10 @@ func (m *Machine) tend(id model.VMID) {
 	default:
 		reason = releaseReason(d.Cause)
 	}
-	if _, ok := m.haStopped(id, reason); ok {
-		reason = model.ReasonHAOff
+	if s, ok := m.haStopped(id, reason); ok {
+		if reason = s.reason; reason == "" {
+			reason = model.ReasonHAOff
+		}
 	}
 	if wait > 0 {
 		since, waiting := m.ended[id]
@@ -447,9 +449,9 @@ func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 				d.Active = false // the guard has proven that nothing of it is left
 			}
 			m.reportDue = true
-			if reason == model.ReasonHAOff {
+			if reason == model.ReasonHAOff || reason == model.ReasonHostOff {
 				m.emit(event.Event{Kind: event.VMDown, VM: g.Name, Host: m.cfg.Self, Datastore: g.Home,
-					Text: fmt.Sprintf("%s has stopped on %s, and its lock is released for a restart elsewhere", g.Name, m.cfg.Self), Cause: m.haOff[id].why})
+					Text: fmt.Sprintf("%s has stopped on %s, and its lock is released", g.Name, m.cfg.Self), Cause: m.haOff[id].why})
 			}
 			delete(m.haOff, id)
 			if reason == model.ReasonCrashed {

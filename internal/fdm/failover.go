@@ -94,6 +94,8 @@ func (m *Machine) unfit(h *member) string {
 		return "it is in maintenance"
 	case h.report == nil:
 		return "it has not reported to the primary yet"
+	case h.report.Leaving:
+		return leavingWhy
 	case !h.report.GuardUp:
 		return "its guard does not answer"
 	case !h.report.HypervisorUp:

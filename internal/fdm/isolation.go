@@ -57,6 +57,8 @@ type isolatedVM struct {
 type haStop struct {
 	why   string
 	until time.Duration // an end after that is somebody else's doing
+	// reason of the release; empty: ReasonHAOff.
+	reason string
 }
 
 func (m *Machine) isolated() bool { return m.iso.since > 0 }

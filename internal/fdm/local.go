@@ -240,7 +240,7 @@ func (m *Machine) ownBoot() model.BootID {
 // account is this host's report of itself.
 func (m *Machine) account() *Report {
 	r := &Report{Host: m.cfg.Self, Boot: m.cfg.Boot, Incarnation: m.cfg.Incarnation, ConfigVersion: m.conf.Version,
-		GuardUp: m.guardUp && m.statusOK, HypervisorUp: m.hvUp}
+		GuardUp: m.guardUp && m.statusOK, HypervisorUp: m.hvUp, Leaving: m.leaving != nil}
 	if m.self != nil {
 		r.Memory, r.MHz = m.self.conf.Memory, m.self.conf.CPU
 	}

@@ -111,9 +111,10 @@ type Machine struct {
 	resultLog []string
 	terms     map[model.DatastoreName]model.Term
 
-	iso    isolation
-	losses map[model.DatastoreName]*loss
-	haOff  map[model.VMID]haStop // VMs that HA is stopping here
+	iso     isolation
+	losses  map[model.DatastoreName]*loss
+	haOff   map[model.VMID]haStop // VMs that HA is stopping here
+	leaving *leaving              // nil unless this host goes down on purpose
 
 	// Administrators' requests.
 	relays   map[uint64]func(AdminReply)

@@ -91,6 +91,8 @@ type Report struct {
 	VMs           []LocalVM               `json:"vms"`
 	// Networks are the heartbeat networks as it sees them.
 	Networks []NetworkStatus `json:"networks,omitempty"`
+	// Leaving: it goes down on purpose and takes no VM.
+	Leaving bool `json:"leaving,omitempty"`
 	// Losses are the datastores that it has lost.
 	Losses []StorageLoss `json:"losses,omitempty"`
 }
@@ -205,6 +207,8 @@ type AdminRequest struct {
 	Start     *VMRef             `json:"start,omitempty"`
 	Shutdown  *VMRef             `json:"shutdown,omitempty"`
 	Kill      *VMRef             `json:"kill,omitempty"`
+	// Leave is about the host that is asked, and answered by it.
+	Leave *LeaveRequest `json:"leave,omitempty"`
 	// Apply is a new cluster file, validated by the shell.
 	Apply *ConfigOffer `json:"apply,omitempty"`
 }
@@ -313,6 +317,8 @@ type Cluster struct {
 	IgnoreFewHeartbeats, IgnoreOneNetwork bool
 	// Storage is the reaction to lost datastores.
 	Storage StoragePolicy
+	// HostShutdown is what becomes of the VMs of a host shut down in order.
+	HostShutdown HostShutdown
 	// Isolation is the response to this host's isolation.
 	Isolation Isolation
 	// MaxRestarts is das.maxvmrestartcount, PerHost the limit of concurrent

@@ -345,6 +345,9 @@ func (s *scenario) admin(f []string) { // admin HOST VERB VM [DATASTORE]
 		r.Kill = ref
 	case "unprotect":
 		r.Unprotect = ref
+	case "leave": // leave LIMIT|cancel
+		limit, err := time.ParseDuration(f[2])
+		r.Leave = &LeaveRequest{GuestLimit: limit, Cancel: err != nil}
 	case "protect":
 		id := model.VMID("vm-" + f[2])
 		r.Protect = &model.ProtectedVM{ID: id, Name: f[2], Home: model.DatastoreName(f[3]), Memory: 512, CPUs: 1}
@@ -383,6 +386,17 @@ func (s *scenario) config(host string, sets []string) {
 		case "priority":
 			vm, p, _ := strings.Cut(v, ":")
 			next := map[string]VMSettings{vm: {Priority: model.Priority(p)}}
+			for k, x := range c.VMs {
+				if k != vm {
+					next[k] = x
+				}
+			}
+			c.VMs = next
+		case "hostShutdown":
+			c.HostShutdown = HostShutdown(v)
+		case "dependsOn":
+			vm, on, _ := strings.Cut(v, ":")
+			next := map[string]VMSettings{vm: {DependsOn: []string{on}}}
 			for k, x := range c.VMs {
 				if k != vm {
 					next[k] = x

@@ -226,7 +226,11 @@ func (m *Machine) fail(h *member) {
 	if h.heard == 0 && !m.slotMoved(h) {
 		h.knownFailed = true // it was down before this agent started
 	}
-	m.setState(h, model.HostFailed, failedWhy)
+	why := failedWhy
+	if h.report != nil && h.report.Leaving && len(h.vms) == 0 {
+		h.knownFailed, why = true, leftWhy
+	}
+	m.setState(h, model.HostFailed, why)
 	if !h.knownFailed {
 		m.failoverOf(h)
 	}
