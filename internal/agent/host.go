@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -25,7 +26,10 @@ import (
 func HostPorts(pkiDir, guardSocket string, log *slog.Logger) Ports {
 	return Ports{
 		OpenTransport: func(c *config.Cluster, r Receiver) (Transport, error) { return openNode(pkiDir, c, r, log) },
-		DialGuard:     func(ctx context.Context) (Guard, error) { return dialGuard(ctx, guardSocket) },
+		OpenRemote: func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error) {
+			return openHostRemote(pkiDir, c, self, h, log)
+		},
+		DialGuard: func(ctx context.Context) (Guard, error) { return dialGuard(ctx, guardSocket) },
 		OpenStore: func(c *config.Cluster, d config.Datastore) (Store, error) {
 			return datastore.Open(d.Path, c.ID, datastore.Options{Expect: d.UUID})
 		},
