@@ -62,7 +62,7 @@ func TestParseReadsEveryField(t *testing.T) {
 		HA: HA{Enabled: true, HostMonitoring: true,
 			Timing: Timing{Values: model.Timing{Interval: 500 * time.Millisecond, Lease: 6 * time.Second,
 				Margin: 1500 * time.Millisecond, Watchdog: 3 * time.Second, WatchdogMax: 4 * time.Second}},
-			IsolationResponse: "none", IsolationDelay: 5 * time.Second,
+			IsolationResponse: "none", HostShutdown: "restartElsewhere", IsolationDelay: 5 * time.Second,
 			Storage:      Storage{APD: "restartConservative", APDTimeout: 30 * time.Second, APDRecovery: "none", PDL: "restart"},
 			VMMonitoring: VMMonitoring{Mode: "vm", Sensitivity: "high"},
 			Admission:    Admission{Policy: "off", HostFailures: 1, Degradation: 100},

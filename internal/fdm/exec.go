@@ -450,8 +450,12 @@ func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 			}
 			m.reportDue = true
 			if reason == model.ReasonHAOff || reason == model.ReasonHostOff {
+				and := "its lock is released for a restart elsewhere"
+				if reason == model.ReasonHostOff {
+					and = "its lock is released"
+				}
 				m.emit(event.Event{Kind: event.VMDown, VM: g.Name, Host: m.cfg.Self, Datastore: g.Home,
-					Text: fmt.Sprintf("%s has stopped on %s, and its lock is released", g.Name, m.cfg.Self), Cause: m.haOff[id].why})
+					Text: fmt.Sprintf("%s has stopped on %s, and %s", g.Name, m.cfg.Self, and), Cause: m.haOff[id].why})
 			}
 			delete(m.haOff, id)
 			if reason == model.ReasonCrashed {
