@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -53,7 +54,9 @@ func start(t *testing.T, cfg Config) *Server {
 }
 
 func overSocket(s *Server) *http.Client {
-	return &http.Client{Transport: &http.Transport{Dial: func(_, _ string) (net.Conn, error) { return net.Dial("unix", s.cfg.Socket) }}}
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", s.cfg.Socket)
+	}}}
 }
 
 func post(t *testing.T, s *Server, method, body string, header ...string) (int, string) {
