@@ -60,6 +60,7 @@ const (
 
 	RestartFailed  Kind = "vm.restart-failed"
 	RestartPending Kind = "vm.restart-pending"
+	RestartOrder   Kind = "vm.restart-order"
 	Protected      Kind = "vm.protected"
 	Unprotected    Kind = "vm.unprotected"
 	VMDown         Kind = "vm.down"

@@ -283,7 +283,10 @@ func (b *builder) add(e Event) {
 		v.Outcome = OutcomeAlive
 	case RestartFailed:
 		v.Outcome, v.Reason = OutcomeFailed, reason(e)
-	case RestartPending:
+	case RestartPending, RestartOrder:
+		if v.Outcome == OutcomeRunning {
+			return // it runs, and others waited for it
+		}
 		v.Outcome, v.Reason = OutcomeWaiting, reason(e)
 		return
 	case LockTaken:

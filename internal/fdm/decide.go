@@ -15,6 +15,7 @@ func (m *Machine) evaluate(v *vm) {
 		return
 	}
 	delete(m.ready, v.p.ID)
+	delete(m.held, v.p.ID)
 	if m.requested(v) != model.RequestedStarted {
 		v.reason, v.fence, v.standing = "", false, false
 		delete(m.waiting, v.p.ID)
@@ -229,7 +230,7 @@ func (m *Machine) mayTake(st *store, slot *slotSeen, holder model.HostID) string
 // waitFence keeps a VM waiting for proof of death.
 func (m *Machine) waitFence(v *vm, why string) {
 	m.standingReason(v, why, false)
-	v.fence = true
+	v.fence, m.orderDue = true, true
 	m.waiting[v.p.ID] = v
 	m.recheck(v, fencePause)
 }

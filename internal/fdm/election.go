@@ -201,6 +201,8 @@ func (m *Machine) resign() {
 	}
 	m.vms, m.byName = map[model.VMID]*vm{}, map[string]*vm{}
 	m.ready, m.waiting = map[model.VMID]*vm{}, map[model.VMID]*vm{}
+	m.held, m.recovering = map[model.VMID]*vm{}, map[model.VMID]*vm{}
+	m.gateClass, m.blockers = 0, nil
 	m.lockQueue, m.lockBusy = nil, 0
 	m.failovers = map[string]*failover{}
 	m.viewKnown = false

@@ -43,7 +43,16 @@ func (m *Machine) placeReady() {
 		return
 	}
 	room := m.room(list)
+	class := infrastructure + 1
 	for _, v := range list {
+		if c := m.class(v); c < class {
+			class = c
+			m.gate()
+		}
+		if why := m.mustWait(v); why != "" {
+			m.holdBack(v, why)
+			continue
+		}
 		m.place(v, room)
 	}
 }
@@ -143,6 +152,7 @@ func (m *Machine) unplaced(v *vm, refusals []placement.Refusal, busy bool) {
 		parts = append(parts, fmt.Sprintf("%s: %s", r.Host, r.Reason))
 	}
 	m.queue(v, "")
+	v.unplaced, m.orderDue = true, true
 	m.standingReason(v, "no host can take it: "+strings.Join(parts, "; "), false)
 	m.recheck(v, m.cfg.Probe)
 }
@@ -165,7 +175,7 @@ func (m *Machine) startOn(v *vm, h *member) {
 	if len(d.Hosts) > keptHosts {
 		d.Hosts = d.Hosts[len(d.Hosts)-keptHosts:]
 	}
-	v.triedAt = m.now
+	v.triedAt, v.unplaced = m.now, false
 	delete(m.waiting, v.p.ID)
 	m.saveThen(v, func() { m.send(o) })
 }
@@ -179,7 +189,7 @@ func (m *Machine) newOrder(v *vm, h *member, kind CommandKind, epoch model.Epoch
 	if kind == CommandStart {
 		h.orderMem += v.p.Memory
 	}
-	m.viewDue = true
+	m.viewDue, m.orderDue = true, true
 	return o
 }
 
@@ -262,7 +272,7 @@ func (m *Machine) endOrder(o *order) {
 	if o.v.order == o {
 		o.v.order = nil
 	}
-	m.viewDue = true
+	m.viewDue, m.orderDue = true, true
 }
 
 // dropOrder gives an order up; its VM is looked at anew, by its lock.
@@ -333,7 +343,7 @@ func (m *Machine) onProgress(h *member, p Progress) {
 			m.emit(ev)
 			if v.running && v.host == h {
 				v.local.Alive = true
-				m.viewDue = true
+				m.viewDue, m.orderDue = true, true
 			}
 		}
 	case StageGone:
@@ -419,7 +429,7 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 		pause = m.backoff(v.p.Down.Attempts)
 	}
 	if counted && v.p.Down.Attempts >= m.maxRestarts() {
-		v.standing, pause = true, m.cfg.Probe
+		v.standing, pause, m.orderDue = true, m.cfg.Probe, true
 		m.waiting[v.p.ID] = v
 		m.standingReason(v, fmt.Sprintf("%d attempts failed, the last with %s", v.p.Down.Attempts, why), known)
 		if f := m.failovers[v.inFailover]; f != nil {

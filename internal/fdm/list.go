@@ -334,6 +334,9 @@ func (m *Machine) adopt(st *store, vms []model.ProtectedVM) {
 			v.nextTry = m.now + d.RetryIn
 			m.joinFailover(v, d.Failover)
 		}
+		if p.Awaited {
+			m.recover(v)
+		}
 	}
 	for _, v := range m.sortVMs(added) {
 		if h := at[v.p.ID]; h != nil {

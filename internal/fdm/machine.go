@@ -74,6 +74,11 @@ type Machine struct {
 	ready        map[model.VMID]*vm  // to be placed at the end of this Step
 	wasProtected map[model.VMID]bool // by the last view of the former primary
 	waiting      map[model.VMID]*vm  // wait for an input to change
+	held         map[model.VMID]*vm  // wait for other VMs to be ready
+	recovering   map[model.VMID]*vm  // are being restarted, or were and are not ready
+	orderDue     bool                // something changed that VMs may wait for
+	gateClass    int                 // restarts of lower classes wait
+	blockers     []*vm               // those of gateClass that are not ready
 	poked        string              // why waiting VMs are tried again
 	pokedAt      time.Duration
 	pokeWake     time.Duration
@@ -147,8 +152,11 @@ func New(cfg Config) *Machine {
 		netLost:   map[string]bool{},
 		losses:    map[model.DatastoreName]*loss{},
 		haOff:     map[model.VMID]haStop{},
-		orders:    map[string]*order{},
-		failovers: map[string]*failover{},
+		held:      map[model.VMID]*vm{},
+
+		recovering: map[model.VMID]*vm{},
+		orders:     map[string]*order{},
+		failovers:  map[string]*failover{},
 	}
 }
 
@@ -254,6 +262,7 @@ func (m *Machine) settle() {
 		m.retryWaiting()
 		m.pumpLocks()
 		m.placeReady()
+		m.orchestrate()
 		m.flushLists()
 		m.flushWelcome()
 		m.flushView()

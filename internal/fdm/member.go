@@ -97,6 +97,7 @@ func (m *Machine) onConfig(c Cluster) {
 			m.watchSilence(h)
 		}
 		m.settingsChanged()
+		m.orderDue = true
 		m.openLists()
 		m.poke("the configuration changed")
 		m.viewDue = true

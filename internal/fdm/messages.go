@@ -287,6 +287,15 @@ type VMView struct {
 	Attempts int            `json:"attempts,omitempty"`
 	// RetryIn is how long until the next attempt, when one is scheduled.
 	RetryIn time.Duration `json:"retryIn,omitempty"`
+	// Order is its place among the restarts that are not done, from 1; Ready
+	// says how far it is towards its ready condition, for people. Both only in a
+	// restart.
+	Order int    `json:"order,omitempty"`
+	Ready string `json:"ready,omitempty"`
+	// WaitsFor are the VMs that must be ready before it starts.
+	WaitsFor []string `json:"waitsFor,omitempty"`
+	// Origin is where it ran before a failover brought it elsewhere.
+	Origin model.HostID `json:"origin,omitempty"`
 }
 
 // DatastoreView is one datastore in a ClusterView.
@@ -353,7 +362,15 @@ type ClusterDatastore struct {
 type VMSettings struct {
 	Priority  model.Priority
 	Requested model.Requested
+	// Infrastructure: it is restarted before all priorities.
+	Infrastructure bool
+	// DependsOn are the VMs, by name, that must be ready before it starts.
 	DependsOn []string
 	// Isolation is its own isolation response; "" is the cluster's.
 	Isolation IsolationResponse
+	// Ready and, from then, Delay make it ready. Timeout is how long others wait
+	// for that: 0 is 10 minutes, negative not at all.
+	Ready   model.ReadyWhen
+	Delay   time.Duration
+	Timeout time.Duration
 }

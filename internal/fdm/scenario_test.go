@@ -131,6 +131,9 @@ func (s *scenario) verb(f []string) {
 		}
 		w.addVM(f[1], model.DatastoreName(f[2]), model.HostID(host), model.MiB(mem))
 		return
+	case "set": // set VM FIELD=VALUE...: settings of the cluster file, before the hosts are on
+		s.settings(f[1], f[2:])
+		return
 	case "run":
 		d, err := time.ParseDuration(f[1])
 		if err != nil {
@@ -286,6 +289,8 @@ func (s *scenario) act(f []string) {
 			x.host = model.HostID(f[4])
 		}
 		w.faults[model.VMID("vm-"+f[1])] = x
+	case "guest": // guest VM silent|answers
+		w.mute[model.VMID("vm-"+f[1])] = f[2] == "silent"
 	case "admin":
 		s.admin(f[1:])
 	case "config":
@@ -298,6 +303,39 @@ func (s *scenario) act(f []string) {
 		s.view(s.node(f[1]))
 	default:
 		s.t.Fatalf("%s: unknown verb", s.line)
+	}
+}
+
+func (s *scenario) settings(name string, sets []string) {
+	w := s.w
+	if w.conf.VMs == nil {
+		w.conf.VMs = map[string]VMSettings{}
+	}
+	x := w.conf.VMs[name]
+	for _, set := range sets {
+		k, v, _ := strings.Cut(set, "=")
+		d, _ := time.ParseDuration(v)
+		switch k {
+		case "priority":
+			x.Priority = model.Priority(v)
+		case "infrastructure":
+			x.Infrastructure = v == "true"
+		case "after":
+			x.DependsOn = strings.Split(v, ",")
+		case "ready":
+			x.Ready = model.ReadyWhen(v)
+		case "delay":
+			x.Delay = d
+		case "timeout":
+			x.Timeout = d
+		default:
+			s.t.Fatalf("%s: unknown setting", s.line)
+		}
+	}
+	w.conf.VMs[name] = x
+	w.files[1] = w.conf
+	for _, n := range w.nodes {
+		n.conf = w.conf
 	}
 }
 
@@ -435,6 +473,9 @@ func (s *scenario) view(n *node) {
 	}
 	for _, x := range v.VMs {
 		s.w.logf("  vm %s %s on %q protected %v attempts %d %s", x.Name, x.State, x.Host, x.Protected, x.Attempts, x.Reason)
+		if x.Order > 0 || x.Ready != "" || x.Origin != "" {
+			s.w.logf("    turn %d, %s, was on %q", x.Order, x.Ready, x.Origin)
+		}
 	}
 	for _, d := range v.Datastores {
 		s.w.logf("  datastore %s owner %q term %d %s", d.Name, d.Owner, d.Term, d.Problem)

@@ -53,7 +53,8 @@ type world struct {
 	notes   map[model.VMID]model.PoweredOffNote
 	orders  map[string]sentOrder
 	faults  map[model.VMID]*startFault
-	sent    []sentCommand // every command that went over the network
+	sent    []sentCommand       // every command that went over the network
+	mute    map[model.VMID]bool // their guest agents do not answer
 }
 
 type sentCommand struct {
@@ -118,7 +119,7 @@ type node struct {
 
 func newWorld(n int, datastores ...model.DatastoreName) *world {
 	w := &world{nodes: map[model.HostID]*node{}, disks: map[model.DatastoreName]*disk{}, answer: map[uint64]string{}, rnd: 1,
-		notes: map[model.VMID]model.PoweredOffNote{}, orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
+		notes: map[model.VMID]model.PoweredOffNote{}, orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, mute: map[model.VMID]bool{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
 	w.conf = Cluster{Version: 1, Enabled: true, HostMonitoring: true, Timing: model.TimingFast, HeartbeatNetworks: []string{"mgmt", "hb2"}, File: []byte("1")}
 	for _, d := range datastores {
 		w.conf.Datastores = append(w.conf.Datastores, ClusterDatastore{Name: d, Fence: model.FenceReset})
@@ -349,7 +350,7 @@ func (n *node) carry(effects []Effect) {
 		case PingGuest:
 			n.later(300*time.Millisecond, func() Event {
 				d := n.doms[e.VM]
-				return GuestPinged{Op: e.Op, Alive: d != nil && d.Active && !d.Paused}
+				return GuestPinged{Op: e.Op, Alive: d != nil && d.Active && !d.Paused && !w.mute[e.VM]}
 			})
 		case PingHost:
 			o := w.nodes[e.Host]

@@ -140,6 +140,7 @@ func (m *Machine) ownView(now time.Duration) ClusterView {
 	for _, h := range m.order {
 		v.Hosts = append(v.Hosts, m.hostView(h, now))
 	}
+	m.placeInOrder()
 	for _, id := range sortedKeys(m.vms) {
 		v.VMs = append(v.VMs, m.vmView(m.vms[id], now))
 	}
@@ -222,6 +223,10 @@ func (m *Machine) vmView(v *vm, now time.Duration) VMView {
 	} else if v.order != nil {
 		x.Host = v.order.host.name
 	}
+	x.WaitsFor, x.Origin = m.conf.VMs[v.p.Name].DependsOn, v.p.Origin
+	if m.recovering[v.p.ID] != nil {
+		x.Order, x.Ready = v.turn, m.readyText(v)
+	}
 	if d := v.p.Down; d != nil {
 		x.Attempts = d.Attempts
 		x.RetryIn = max(0, v.nextTry-now)
@@ -261,7 +266,7 @@ func (m *Machine) vmState(v *vm) (model.VMState, string) {
 		return model.VMError, v.reason
 	case v.host != nil && v.lock.Holder() == v.host.name && !v.host.failed && v.p.Down == nil:
 		return model.VMStarted, v.reason // its host is silent or has not reported: its lock holds
-	case m.waiting[v.p.ID] != nil:
+	case m.waiting[v.p.ID] != nil, m.held[v.p.ID] != nil:
 		return model.VMQueued, v.reason
 	}
 	return model.VMRecovery, v.reason

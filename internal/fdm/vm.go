@@ -39,6 +39,14 @@ type vm struct {
 	triedAt  time.Duration
 	movedAt  time.Duration // its stop was last ordered because its storage is lost
 
+	metAt     time.Duration // its ready condition holds since then; 0: it does not
+	gateSince time.Duration // others count the time-out of their wait for it from then
+	gateOver  bool          // and it is over
+	unplaced  bool          // no host could take it, last time
+	behind    *vm           // which it depends on and which was not ready, last time
+	turn      int           // its place among the restarts, for people
+	heldSaid  bool          // people know that it waits its turn
+
 	dirtyAt    uint64 // list version that will hold the last change
 	seen       bool   // to run in this reign, or managed only since
 	shown      bool   // told to people as protected
@@ -85,19 +93,22 @@ func (m *Machine) removeVM(v *vm, why string) {
 	}
 	delete(m.ready, v.p.ID)
 	delete(m.waiting, v.p.ID)
+	delete(m.held, v.p.ID)
+	delete(m.recovering, v.p.ID)
+	m.orderDue = true
 	delete(v.st.list.vms, v.p.ID)
 	v.st.list.sorted = nil
 	m.welcomeDue, m.viewDue = true, true
 }
 
-// sortVMs orders VMs for restart: priority, then name.
+// sortVMs orders VMs for restart: class, then name.
 func (m *Machine) sortVMs(in map[model.VMID]*vm) []*vm {
 	list := make([]*vm, 0, len(in))
 	for _, v := range in {
 		list = append(list, v)
 	}
 	sort.Slice(list, func(i, j int) bool {
-		a, b := m.priority(list[i]).Rank(), m.priority(list[j]).Rank()
+		a, b := m.class(list[i]), m.class(list[j])
 		if a != b {
 			return a > b
 		}
@@ -175,6 +186,9 @@ func (m *Machine) setRunning(v *vm, h *member, lv LocalVM) {
 	if !v.running || v.local != lv {
 		m.viewDue = true
 	}
+	if lv.Alive != v.local.Alive || !v.running {
+		m.orderDue = true
+	}
 	started := !v.running || v.host != h
 	v.running, v.local = true, lv
 	m.setHost(v, h)
@@ -191,6 +205,10 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 		p.Requested = model.RequestedStarted
 		m.emit(event.Event{Kind: event.VMUp, VM: p.Name, Host: h.name, Text: fmt.Sprintf("%s was started on %s by its user: it is wanted running again", p.Name, h.name)})
 	}
+	if p.Down != nil && p.Down.Failover != "" && !m.isReady(v, m.settings(v)) {
+		p.Awaited = true
+	}
+	m.remember(v, h)
 	p.Host = h.name
 	if newer {
 		p.LastEpoch = epoch
@@ -202,11 +220,12 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 		p.Down = nil
 	}
 	m.leaveFailover(v)
-	v.seen = true
+	v.seen, v.heldSaid, v.unplaced = true, false, false
 	v.reason, v.fence, v.standing, v.fault, v.said = "", false, false, "", ""
 	v.nextTry, v.lockKnown = 0, false
 	delete(m.waiting, p.ID)
 	delete(m.ready, p.ID)
+	delete(m.held, p.ID)
 	if dirty {
 		m.save(v)
 	}
@@ -292,6 +311,7 @@ func (m *Machine) joinFailover(v *vm, id string) {
 		f.total++
 	}
 	v.inFailover = id
+	m.recover(v)
 }
 
 func (m *Machine) leaveFailover(v *vm) {
@@ -300,6 +320,7 @@ func (m *Machine) leaveFailover(v *vm) {
 		m.finishFailover(f)
 	}
 	v.inFailover = ""
+	m.orderDue = true
 }
 
 // hostLost: the host that a VM is believed on has failed.

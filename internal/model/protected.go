@@ -30,6 +30,12 @@ type ProtectedVM struct {
 	// Host is where it last ran, LastEpoch the lock epoch it ran under.
 	Host      HostID `json:"host,omitempty"`
 	LastEpoch Epoch  `json:"lastEpoch,omitempty"`
+	// Origin is the host that it ran on before restarts brought it elsewhere;
+	// empty when it is where it was.
+	Origin HostID `json:"origin,omitempty"`
+	// Awaited: it was restarted in a failover and was not ready yet when the list
+	// was written.
+	Awaited bool `json:"awaited,omitempty"`
 	// Down is set while the VM is known not to run though it is requested:
 	// waiting for a restart. It survives the primary.
 	Down *DownState `json:"down,omitempty"`

@@ -96,6 +96,21 @@ func (p Priority) Rank() int {
 	}
 }
 
+// ReadyWhen is what makes a restarted VM ready, so that those after it start.
+type ReadyWhen string
+
+// The ready conditions.
+const (
+	// ReadyResources: a host is chosen and its room set aside; the default.
+	ReadyResources ReadyWhen = "resourcesAllocated"
+	// ReadyPoweredOn: its processors run.
+	ReadyPoweredOn ReadyWhen = "poweredOn"
+	// ReadyGuest: its guest agent answers.
+	ReadyGuest ReadyWhen = "guestHeartbeat"
+	// ReadyApplication: its application says that it is well.
+	ReadyApplication ReadyWhen = "applicationHeartbeat"
+)
+
 // Requested is the state that a VM's administrator wants it in.
 type Requested string
 
