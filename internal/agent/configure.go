@@ -159,15 +159,24 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		out.Datastores = append(out.Datastores, fdm.ClusterDatastore{Name: d.Name, Path: d.Path, Fence: d.Fence, Unfenced: d.Unfenced == "accept",
 			Backing: d.Backing, Server: d.Server, FailureDomain: d.FailureDomain, OnHostNetwork: d.OnHostNetwork, Preference: preferences[d.Heartbeat]})
 	}
-	for _, v := range c.VMs {
-		out.VMs[v.Name] = fdm.VMSettings{Priority: v.Restart.Priority, Requested: v.Requested, DependsOn: v.DependsOn,
-			Isolation: fdm.IsolationResponse(v.IsolationResponse)}
+	for i := range c.VMs {
+		out.VMs[c.VMs[i].Name] = settingsOf(c, &c.VMs[i])
 	}
 	return out
 }
 
 // preferences are the words of datastores[].heartbeat.
 var preferences = map[string]fdm.Preference{"prefer": fdm.PreferencePrefer, "avoid": fdm.PreferenceAvoid}
+
+func settingsOf(c *config.Cluster, v *config.VM) fdm.VMSettings {
+	s := fdm.VMSettings{Priority: v.Restart.Priority, Requested: v.Requested, DependsOn: c.DependenciesOf(v),
+		Infrastructure: v.Restart.Infrastructure, Ready: model.ReadyWhen(v.Restart.ReadyWhen), Delay: v.Restart.Delay, Timeout: v.Restart.Timeout,
+		Isolation: fdm.IsolationResponse(v.IsolationResponse)}
+	if s.Timeout == 0 {
+		s.Timeout = -1 // nobody waits; the core's 0 is its default
+	}
+	return s
+}
 
 func systemMemory() model.MiB {
 	var info unix.Sysinfo_t

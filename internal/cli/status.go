@@ -198,6 +198,12 @@ func vmTable(s *local.Status) *table {
 			guest = "alive"
 		}
 		reason := v.Reason
+		switch {
+		case v.Order > 0:
+			reason = fmt.Sprintf("restart %d in turn: %s", v.Order, reason)
+		case v.Ready != "" && reason == "":
+			reason = v.Ready
+		}
 		if v.RetryInSeconds > 0 {
 			reason += fmt.Sprintf(" (next attempt in %.0f s)", math.Ceil(v.RetryInSeconds))
 		}

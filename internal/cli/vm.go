@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -104,6 +105,18 @@ func printVM(w io.Writer, v *local.VM) {
 	line("reason", v.Reason)
 	line("guest", map[bool]string{true: "alive"}[v.Alive])
 	line("priority", string(v.Priority))
+	if len(v.WaitsFor) > 0 {
+		line("starts after", strings.Join(v.WaitsFor, ", "))
+	}
+	if v.Order > 0 {
+		line("turn", fmt.Sprintf("%d in the order of restarts", v.Order))
+	}
+	if v.Ready != "" {
+		line("readiness", v.Ready)
+	}
+	if v.Origin != "" {
+		line("was on", fmt.Sprintf("%s, before a failover; it goes back when live migration exists", v.Origin))
+	}
 	if v.Epoch > 0 {
 		line("lock epoch", fmt.Sprint(v.Epoch))
 	}

@@ -197,7 +197,8 @@ type VM struct {
 	// IsolationResponse replaces that of the cluster for this VM; empty: the
 	// cluster's.
 	IsolationResponse string `yaml:"isolationResponse" words:"|none|powerOff|shutdown"`
-	// DependsOn names the VMs that must be ready before this one starts.
+	// DependsOn names the VMs that must be ready before this one starts, or VM
+	// groups, of which all must be.
 	DependsOn []string `yaml:"dependsOn"`
 	// Boot is how long the guest takes to boot; simulator only.
 	Boot time.Duration `yaml:"boot"`
@@ -211,8 +212,11 @@ type Resources struct {
 
 // Restart is how a VM is restarted after a failure.
 type Restart struct {
-	Priority  model.Priority `yaml:"priority" words:"disabled|lowest|low|medium|high|highest"`
-	ReadyWhen string         `yaml:"readyWhen" words:"resourcesAllocated|poweredOn|guestHeartbeat|applicationHeartbeat"`
+	// Infrastructure: what other VMs need to work, such as an agent VM; it is
+	// restarted before all priorities. Default false.
+	Infrastructure bool           `yaml:"infrastructure"`
+	Priority       model.Priority `yaml:"priority" words:"disabled|lowest|low|medium|high|highest"`
+	ReadyWhen      string         `yaml:"readyWhen" words:"resourcesAllocated|poweredOn|guestHeartbeat|applicationHeartbeat"`
 	// Delay is an extra pause after the ready condition. Default 0s.
 	Delay time.Duration `yaml:"delay"`
 	// Timeout is how long lower classes wait for it. Default 600s.

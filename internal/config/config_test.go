@@ -370,3 +370,44 @@ func TestWith(t *testing.T) {
 		}
 	}
 }
+
+func TestDependenciesOnGroups(t *testing.T) {
+	file := func(vms string) string {
+		return "version: 1\nname: c\ndatastores: [{name: ds1}]\nvms:\n" + vms
+	}
+	c, err := Parse([]byte(file(`
+- {name: dns1, datastore: ds1, groups: [dns], restart: {priority: high}}
+- {name: dns2, datastore: ds1, groups: [dns], restart: {priority: high}, dependsOn: [dns1]}
+- {name: web, datastore: ds1, dependsOn: [dns, dns1]}
+`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(c.DependenciesOf(c.VMByName("web")), " "); got != "dns1 dns2" {
+		t.Errorf("web depends on %q", got)
+	}
+	for want, vms := range map[string]string{
+		"waits for itself: a → b → a": `
+- {name: a, datastore: ds1, groups: [g], dependsOn: [g]}
+- {name: b, datastore: ds1, groups: [g], dependsOn: [g]}
+`,
+		"waits for itself: a → a": `
+- {name: a, datastore: ds1, dependsOn: [a]}
+`,
+		"a has priority high and would wait for b of priority medium": `
+- {name: a, datastore: ds1, dependsOn: [g], restart: {priority: high}}
+- {name: b, datastore: ds1, groups: [g]}
+`,
+		"a is infrastructure and would wait for b, which is not": `
+- {name: a, datastore: ds1, dependsOn: [b], restart: {infrastructure: true}}
+- {name: b, datastore: ds1}
+`,
+		`no VM or VM group is named "x"`: `
+- {name: a, datastore: ds1, dependsOn: [x]}
+`,
+	} {
+		if _, err := Parse([]byte(file(vms))); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error about %q, got %v", want, err)
+		}
+	}
+}

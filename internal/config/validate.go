@@ -305,62 +305,84 @@ func (c *Cluster) checkVMs(p *Problems, refs bool) {
 	}
 }
 
-// checkDependencies follows dependsOn: known VMs, no cycle, and no higher
-// priority that waits for a lower one.
+// checkDependencies follows dependsOn: known VMs and groups, no cycle, and no
+// higher priority that waits for a lower one. A VM of a group that it depends on
+// waits for the others.
 func (c *Cluster) checkDependencies(p *Problems) {
 	index := make(map[string]int, len(c.VMs))
 	for i := range c.VMs {
 		index[c.VMs[i].Name] = i
 	}
-	vmNames := names(c.VMs, func(v *VM) string { return v.Name })
+	groups := c.vmGroups()
+	vmNames := append(names(c.VMs, func(v *VM) string { return v.Name }), c.vmGroupNames()...)
 	for i := range c.VMs {
 		v := &c.VMs[i]
 		for j, name := range v.DependsOn {
 			at := fmt.Sprintf("vms[%d].dependsOn[%d]", i, j)
-			k, ok := index[name]
-			if !ok {
-				c.checkRef(p, at, "VM", name, vmNames)
+			on := c.named(index, groups, name)
+			if len(on) == 0 {
+				c.checkRef(p, at, "VM or VM group", name, vmNames)
 				continue
 			}
-			if w := &c.VMs[k]; v.Restart.Priority.Rank() > w.Restart.Priority.Rank() {
-				p.add(at, "give "+w.Name+" at least that priority", "%s has priority %s and would wait for %s of priority %s",
-					v.Name, v.Restart.Priority, w.Name, w.Restart.Priority)
+			for _, k := range on {
+				switch w := &c.VMs[k]; {
+				case w == v:
+				case v.Restart.Infrastructure && !w.Restart.Infrastructure:
+					p.add(at, "make "+w.Name+" infrastructure too", "%s is infrastructure and would wait for %s, which is not", v.Name, w.Name)
+				case !w.Restart.Infrastructure && v.Restart.Priority.Rank() > w.Restart.Priority.Rank():
+					p.add(at, "give "+w.Name+" at least that priority", "%s has priority %s and would wait for %s of priority %s",
+						v.Name, v.Restart.Priority, w.Name, w.Restart.Priority)
+				}
 			}
 		}
 	}
-	if at, cycle := findCycle(c.VMs, index); cycle != nil {
+	if at, cycle := findCycle(c, index, groups); cycle != nil {
 		p.add(fmt.Sprintf("vms[%d].dependsOn", at), "remove one of these dependencies", "waits for itself: %s", clip(strings.Join(cycle, " → ")))
 	}
 }
 
 // findCycle returns the index of a VM that depends on itself and the way round,
 // or nil. Iterative, because a file may hold a chain of thousands.
-func findCycle(vms []VM, index map[string]int) (int, []string) {
+func findCycle(c *Cluster, index map[string]int, groups map[string][]int) (int, []string) {
+	vms := c.VMs
 	const (
 		unseen = iota
 		open
 		done
 	)
 	state := make([]uint8, len(vms))
-	type frame struct{ vm, next int }
+	type frame struct {
+		vm, next int
+		on       []int
+	}
+	visit := func(k int) frame {
+		f := frame{vm: k}
+		for _, name := range vms[k].DependsOn {
+			for _, on := range c.named(index, groups, name) {
+				if _, byName := index[name]; byName || on != k {
+					f.on = append(f.on, on)
+				}
+			}
+		}
+		return f
+	}
 	for start := range vms {
 		if state[start] != unseen {
 			continue
 		}
-		stack := []frame{{vm: start}}
+		stack := []frame{visit(start)}
 		state[start] = open
 		for len(stack) > 0 {
 			top := &stack[len(stack)-1]
-			deps := vms[top.vm].DependsOn
-			if top.next == len(deps) {
+			if top.next == len(top.on) {
 				state[top.vm] = done
 				stack = stack[:len(stack)-1]
 				continue
 			}
-			k, ok := index[deps[top.next]]
+			k := top.on[top.next]
 			top.next++
 			switch {
-			case !ok || state[k] == done:
+			case state[k] == done:
 			case state[k] == open:
 				from := slices.IndexFunc(stack, func(f frame) bool { return f.vm == k })
 				var way []string
@@ -370,7 +392,7 @@ func findCycle(vms []VM, index map[string]int) (int, []string) {
 				return k, append(way, vms[k].Name)
 			default:
 				state[k] = open
-				stack = append(stack, frame{vm: k})
+				stack = append(stack, visit(k))
 			}
 		}
 	}

@@ -137,6 +137,15 @@ type VM struct {
 	Priority       model.Priority      `json:"priority,omitempty"`
 	Attempts       int                 `json:"attempts,omitempty"`
 	RetryInSeconds float64             `json:"retryInSeconds,omitempty"`
+	// Order is its place among the restarts that are not done, from 1; Ready is
+	// how far it is towards its ready condition, for people. Both only in a
+	// restart.
+	Order int    `json:"order,omitempty"`
+	Ready string `json:"ready,omitempty"`
+	// WaitsFor are the VMs that must be ready before it starts.
+	WaitsFor []string `json:"waitsFor,omitempty"`
+	// Origin is where it ran before a failover brought it elsewhere.
+	Origin model.HostID `json:"origin,omitempty"`
 }
 
 // Datastore is one datastore and its protected list.
@@ -237,7 +246,8 @@ func (s *Status) SetView(v fdm.ClusterView) {
 	for _, v := range v.VMs {
 		s.VMs = append(s.VMs, VM{Name: v.Name, ID: v.ID, State: v.State, Host: v.Host, Datastore: v.Home,
 			Protected: v.Protected, Reason: v.Reason, Epoch: v.Epoch, Alive: v.Alive, Priority: v.Priority,
-			Attempts: v.Attempts, RetryInSeconds: v.RetryIn.Seconds()})
+			Attempts: v.Attempts, RetryInSeconds: v.RetryIn.Seconds(),
+			Order: v.Order, Ready: v.Ready, WaitsFor: v.WaitsFor, Origin: v.Origin})
 	}
 	for _, d := range v.Datastores {
 		s.Datastores = append(s.Datastores, Datastore(d))
