@@ -12,6 +12,9 @@ import (
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/placement"
+	"hanok.dev/hanok/internal/rules"
+	"hanok.dev/hanok/internal/snapshot"
 )
 
 // setup is what follows from one version of the cluster file. It is replaced
@@ -147,9 +150,10 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	s := c.HA.Storage
 	out.Storage = fdm.StoragePolicy{APD: fdm.StorageResponse(s.APD), APDTimeout: s.APDTimeout, APDDelay: s.APDDelay,
 		APDReset: s.APDRecovery == "reset", PDL: fdm.StorageResponse(s.PDL)}
-	for _, h := range c.Hosts {
+	specs := snapshot.Hosts(c)
+	for i, h := range c.Hosts {
 		ch := fdm.ClusterHost{Name: h.Name, Datastores: h.Datastores, Memory: h.Memory,
-			CPU: h.CPU.MHz * model.MHz(h.CPU.Cores), Maintenance: h.Maintenance}
+			CPU: h.CPU.MHz * model.MHz(h.CPU.Cores), Maintenance: h.Maintenance, Spec: specs[i]}
 		if ch.Memory == 0 && h.Name == self {
 			ch.Memory = systemMemory()
 		}
@@ -159,8 +163,14 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		out.Datastores = append(out.Datastores, fdm.ClusterDatastore{Name: d.Name, Path: d.Path, Fence: d.Fence, Unfenced: d.Unfenced == "accept",
 			Backing: d.Backing, Server: d.Server, FailureDomain: d.FailureDomain, OnHostNetwork: d.OnHostNetwork, Preference: preferences[d.Heartbeat]})
 	}
+	out.Specs = make(map[string]placement.VM, len(c.VMs))
 	for i := range c.VMs {
-		out.VMs[c.VMs[i].Name] = settingsOf(c, &c.VMs[i])
+		v := &c.VMs[i]
+		out.VMs[v.Name], out.Specs[v.Name] = settingsOf(c, v), snapshot.VM(v)
+	}
+	if len(c.Rules) > 0 {
+		r := snapshot.Check(c, rules.Options{})
+		out.Rules, out.Conflicts = snapshot.ForRestart(r.Active, c.HA.Options), r.Conflicts
 	}
 	return out
 }

@@ -43,6 +43,7 @@ func (m *Machine) placeReady() {
 		return
 	}
 	room := m.room(list)
+	m.plan(room, list)
 	class := infrastructure + 1
 	for _, v := range list {
 		if c := m.class(v); c < class {
@@ -62,36 +63,6 @@ func (m *Machine) queue(v *vm, why string) {
 	v.reason = why
 	m.waiting[v.p.ID] = v
 	m.viewDue = true
-}
-
-// room is what placement knows of the members now, and of the VMs to be placed.
-// What runs or starts on a member is in its Reserved.
-func (m *Machine) room(list []*vm) *placement.State {
-	hosts := make([]placement.Host, 0, len(m.order))
-	for _, h := range m.order {
-		p := placement.Host{Name: h.name, Memory: h.conf.Memory, Reserved: placement.Resources{Memory: h.used + h.orderMem},
-			Starting: len(h.orders), StartLimit: m.perHost(), Unfit: m.unfit(h)}
-		if r := h.report; r != nil {
-			if r.Memory > 0 {
-				p.Memory = r.Memory
-			}
-			for _, d := range r.Datastores {
-				if d.OK {
-					p.Datastores = append(p.Datastores, d.Name)
-				}
-			}
-		}
-		hosts = append(hosts, p)
-	}
-	vms := make([]placement.VM, 0, len(list))
-	for _, v := range list {
-		x := placement.VM{Name: v.p.Name, Reservation: placement.Resources{Memory: v.p.Memory}, Datastores: v.p.Datastores}
-		if len(x.Datastores) == 0 {
-			x.Datastores = []model.DatastoreName{v.st.name}
-		}
-		vms = append(vms, x)
-	}
-	return placement.New(hosts, vms, nil)
 }
 
 // unfit is why a host takes no VM at all; "" if it may.
@@ -127,6 +98,9 @@ func (m *Machine) wantOf(v *vm) placement.Want {
 func (m *Machine) place(v *vm, room *placement.State) {
 	w := m.wantOf(v)
 	w.Only, w.Prefer = v.want.only, v.want.prefer
+	if w.Prefer == "" || w.Failed[w.Prefer] > 0 {
+		w.Prefer = v.planned
+	}
 	c := room.Place(w)
 	if c.Host == "" {
 		m.unplaced(v, c.Refusals, c.Busy)
@@ -139,6 +113,7 @@ func (m *Machine) place(v *vm, room *placement.State) {
 	h, _, _ := room.Host(c.Host)
 	h.Starting++
 	room.SetHost(h)
+	v.breaks = c.Broken
 	m.startOn(v, m.members[c.Host])
 }
 
@@ -210,10 +185,14 @@ func (m *Machine) send(o *order) {
 	o.cmd.VM = m.record(v)
 	o.sent, o.heardAt = true, m.now
 	if o.kind == CommandStart && !o.quiet {
+		evidence := map[string]string{"command": o.id, "term": fmt.Sprint(o.cmd.Term), "epoch": fmt.Sprint(o.cmd.Epoch), "attempt": fmt.Sprint(v.p.Down.Attempts)}
+		if len(v.breaks) > 0 {
+			evidence["breaks"] = strings.Join(v.breaks, ", ") + ", rather than leave it down"
+		}
 		m.emit(event.Event{Kind: event.StartIssued, VM: v.p.Name, Host: o.host.name, Datastore: v.st.name, Failover: o.cmd.Failover,
 			Text:     fmt.Sprintf("%s is to start on %s", v.p.Name, o.host.name),
 			Cause:    v.p.Down.Cause,
-			Evidence: map[string]string{"command": o.id, "term": fmt.Sprint(o.cmd.Term), "epoch": fmt.Sprint(o.cmd.Epoch), "attempt": fmt.Sprint(v.p.Down.Attempts)}})
+			Evidence: evidence})
 	}
 	m.transmit(o)
 	m.watchOrder(o)

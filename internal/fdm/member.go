@@ -84,6 +84,9 @@ func (m *Machine) onConfig(c Cluster) {
 		m.emit(event.Event{Kind: event.Config, Text: fmt.Sprintf("cluster file version %d is in force", c.Version),
 			Evidence: map[string]string{"ha": onOff(c.Enabled), "hostMonitoring": onOff(c.HostMonitoring)}})
 	}
+	if changed && m.role == rolePrimary {
+		m.tellRules()
+	}
 	m.settleApplies()
 	switch {
 	case !c.Enabled || m.self == nil:

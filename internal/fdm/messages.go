@@ -6,6 +6,8 @@ import (
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/placement"
+	"hanok.dev/hanok/internal/rules"
 )
 
 // Heartbeat is the content of a datagram between agents.
@@ -236,13 +238,16 @@ type ClusterView struct {
 	Primary model.HostID `json:"primary"`
 	// Age is how old the view is; the primary sends 0, a host that shows it
 	// adds the time since receipt.
-	Age        time.Duration   `json:"age"`
-	HA         bool            `json:"ha"`
-	Monitoring bool            `json:"monitoring"`
-	Version    uint64          `json:"configVersion"`
-	Hosts      []HostView      `json:"hosts"`
-	VMs        []VMView        `json:"vms"`
-	Datastores []DatastoreView `json:"datastores"`
+	Age        time.Duration `json:"age"`
+	HA         bool          `json:"ha"`
+	Monitoring bool          `json:"monitoring"`
+	Version    uint64        `json:"configVersion"`
+	Hosts      []HostView    `json:"hosts"`
+	VMs        []VMView      `json:"vms"`
+	// Disabled are the rules that are not in force because older ones contradict
+	// them.
+	Disabled   []rules.Conflict `json:"disabledRules,omitempty"`
+	Datastores []DatastoreView  `json:"datastores"`
 }
 
 // HostView is one host in a ClusterView.
@@ -330,6 +335,12 @@ type Cluster struct {
 	HostShutdown HostShutdown
 	// Isolation is the response to this host's isolation.
 	Isolation Isolation
+	// Specs are the VMs of the file as placement knows them, by name. Rules are
+	// those in force for restarts, Conflicts the contradictions that disabled
+	// others.
+	Specs     map[string]placement.VM
+	Rules     []rules.Rule
+	Conflicts []rules.Conflict
 	// MaxRestarts is das.maxvmrestartcount, PerHost the limit of concurrent
 	// starts of one host.
 	MaxRestarts int
@@ -343,6 +354,8 @@ type ClusterHost struct {
 	Memory      model.MiB
 	CPU         model.MHz
 	Maintenance bool
+	// Spec is what else placement knows of it.
+	Spec placement.Host
 }
 
 // ClusterDatastore is a datastore.

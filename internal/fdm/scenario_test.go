@@ -15,6 +15,7 @@ import (
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/rules"
 )
 
 var record = flag.Bool("record", false, "write the transcripts of testdata anew; review them as a diff")
@@ -130,6 +131,9 @@ func (s *scenario) verb(f []string) {
 			mem, _ = strconv.Atoi(f[4])
 		}
 		w.addVM(f[1], model.DatastoreName(f[2]), model.HostID(host), model.MiB(mem))
+		return
+	case "rule": // rule NAME apart|together VM,VM... | must|should|off VM,... HOST,...
+		s.rule(f[1:])
 		return
 	case "set": // set VM FIELD=VALUE...: settings of the cluster file, before the hosts are on
 		s.settings(f[1], f[2:])
@@ -303,6 +307,29 @@ func (s *scenario) act(f []string) {
 		s.view(s.node(f[1]))
 	default:
 		s.t.Fatalf("%s: unknown verb", s.line)
+	}
+}
+
+func (s *scenario) rule(f []string) {
+	w := s.w
+	r := rules.Rule{Name: f[0], Kind: rules.OnHosts, VMs: strings.Split(f[2], ","), Hard: true}
+	switch f[1] {
+	case "apart":
+		r.Kind = rules.Apart
+	case "together":
+		r.Kind = rules.Together
+	case "should":
+		r.Hard = false
+	}
+	if len(f) > 3 {
+		for _, h := range strings.Split(f[3], ",") {
+			r.Hosts = append(r.Hosts, rules.HostWeight{Host: model.HostID(h)})
+		}
+	}
+	w.conf.Rules = append(w.conf.Rules, r)
+	w.files[1] = w.conf
+	for _, n := range w.nodes {
+		n.conf = w.conf
 	}
 }
 

@@ -53,8 +53,9 @@ type world struct {
 	notes   map[model.VMID]model.PoweredOffNote
 	orders  map[string]sentOrder
 	faults  map[model.VMID]*startFault
-	sent    []sentCommand       // every command that went over the network
-	mute    map[model.VMID]bool // their guest agents do not answer
+	sent    []sentCommand            // every command that went over the network
+	memory  map[model.VMID]model.MiB // by their definitions
+	mute    map[model.VMID]bool      // their guest agents do not answer
 }
 
 type sentCommand struct {
@@ -119,7 +120,7 @@ type node struct {
 
 func newWorld(n int, datastores ...model.DatastoreName) *world {
 	w := &world{nodes: map[model.HostID]*node{}, disks: map[model.DatastoreName]*disk{}, answer: map[uint64]string{}, rnd: 1,
-		notes: map[model.VMID]model.PoweredOffNote{}, orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, mute: map[model.VMID]bool{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
+		notes: map[model.VMID]model.PoweredOffNote{}, orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, mute: map[model.VMID]bool{}, memory: map[model.VMID]model.MiB{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
 	w.conf = Cluster{Version: 1, Enabled: true, HostMonitoring: true, Timing: model.TimingFast, HeartbeatNetworks: []string{"mgmt", "hb2"}, File: []byte("1")}
 	for _, d := range datastores {
 		w.conf.Datastores = append(w.conf.Datastores, ClusterDatastore{Name: d, Fence: model.FenceReset})

@@ -336,7 +336,11 @@ func (n *node) call(e Hypervise) HypervisorFault {
 	switch e.Call {
 	case CallDefine:
 		if dom == nil {
-			n.doms[e.VM] = &Domain{VM: e.VM, Name: string(e.VM), Memory: 512, CPUs: 1}
+			mem := n.w.memory[e.VM]
+			if mem == 0 {
+				mem = 512
+			}
+			n.doms[e.VM] = &Domain{VM: e.VM, Name: string(e.VM), Memory: mem, CPUs: 1}
 		}
 	case CallUndefine:
 		delete(n.doms, e.VM)
@@ -370,6 +374,7 @@ func (n *node) call(e Hypervise) HypervisorFault {
 // primary would have left it; stopped if host is "".
 func (w *world) addVM(name string, ds model.DatastoreName, host model.HostID, mem model.MiB) model.VMID {
 	id := model.VMID("vm-" + name)
+	w.memory[id] = mem
 	d := w.disks[ds]
 	p := model.ProtectedVM{ID: id, Name: name, Home: ds, Datastores: []model.DatastoreName{ds}, Config: "/" + name + ".xml", Memory: mem, CPUs: 1, Requested: model.RequestedStopped, Host: host, LastEpoch: 1}
 	rec := model.LockRecord{Lock: model.VMLock(id), Epoch: 1, State: model.LockReleased, Reason: model.ReasonCreated}

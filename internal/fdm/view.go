@@ -132,7 +132,7 @@ func (m *Machine) clearLeftovers(v *ClusterView) {
 }
 
 func (m *Machine) header() ClusterView {
-	return ClusterView{Primary: m.primary, HA: m.loaded && m.conf.Enabled, Monitoring: m.conf.HostMonitoring, Version: m.conf.Version}
+	return ClusterView{Primary: m.primary, HA: m.loaded && m.conf.Enabled, Monitoring: m.conf.HostMonitoring, Version: m.conf.Version, Disabled: m.conf.Conflicts}
 }
 
 func (m *Machine) ownView(now time.Duration) ClusterView {

@@ -43,6 +43,8 @@ type vm struct {
 	gateSince time.Duration // others count the time-out of their wait for it from then
 	gateOver  bool          // and it is over
 	unplaced  bool          // no host could take it, last time
+	planned   model.HostID  // its place in the plan of all
+	breaks    []string      // rules that its place breaks
 	behind    *vm           // which it depends on and which was not ready, last time
 	turn      int           // its place among the restarts, for people
 	heldSaid  bool          // people know that it waits its turn

@@ -3,6 +3,7 @@ package local
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"hanok.dev/hanok/internal/model"
@@ -45,6 +46,9 @@ func (s *Status) FindProblems() {
 	}
 	if !s.HostMonitoring {
 		add("", "hanok ha monitoring on", "Host monitoring is switched off: failed hosts are not noticed.")
+	}
+	for _, c := range s.DisabledRules {
+		add(c.Disabled, "change one of the rules "+strings.Join(c.Rules, ", ")+"; `hanok rule check` says more", "Rule %s is not in force: %s.", c.Disabled, c.Reason)
 	}
 	for _, h := range s.Hosts {
 		s.hostProblems(h, add)

@@ -6,6 +6,7 @@ import (
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/rules"
 )
 
 // The paths of the API.
@@ -74,6 +75,8 @@ type Status struct {
 	Datastores []Datastore `json:"datastores"`
 	// Local is what only this host knows.
 	Local Local `json:"local"`
+	// DisabledRules are not in force, because older ones contradict them.
+	DisabledRules []rules.Conflict `json:"disabledRules,omitempty"`
 	// Problems says what is wrong and what to do; empty when all is well.
 	Problems []Problem `json:"problems"`
 }
@@ -228,7 +231,7 @@ func (s *Status) HostByName(name model.HostID) *Host {
 // SetView fills the cluster's part from the core's view.
 func (s *Status) SetView(v fdm.ClusterView) {
 	s.Primary, s.AgeSeconds = v.Primary, v.Age.Seconds()
-	s.HA, s.HostMonitoring = v.HA, v.Monitoring
+	s.HA, s.HostMonitoring, s.DisabledRules = v.HA, v.Monitoring, v.Disabled
 	s.Hosts, s.VMs, s.Datastores = make([]Host, 0, len(v.Hosts)), make([]VM, 0, len(v.VMs)), make([]Datastore, 0, len(v.Datastores))
 	for _, h := range v.Hosts {
 		out := Host{Name: h.Name, Role: h.Role, State: h.State, Reason: h.Reason, Armed: h.Armed, ArmedWhy: h.ArmedWhy,
