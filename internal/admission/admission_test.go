@@ -78,6 +78,9 @@ func TestSlots(t *testing.T) {
 	// A bound makes the slot smaller, and large VMs take several.
 	want(t, Check(s, Policy{Kind: Slots, HostFailures: 1, MinCPU: 32, SlotCPU: 1000, SlotMemory: 1000, Degradation: 100}), placement.Yes,
 		"a slot is 1000 MHz and 1000 MiB; 12 are left", "8 are in use")
+	// The scarcer resource decides how many slots a host has: h1 has one, h2 four.
+	scarce := state(t, []placement.Host{host("h1", 1500, 9000), host("h2", 9000, 4000)}, "v1 1000 1000 h1")
+	want(t, Check(scarce, Policy{Kind: Slots, HostFailures: 1, MinCPU: 32, Degradation: 100}), placement.Yes, "1 are left without the 1 largest")
 	// Without reservations the least processor counts.
 	idle := state(t, three(), "v1 0 100 h1")
 	want(t, Check(idle, Policy{Kind: Slots, HostFailures: 1, MinCPU: 32, Degradation: 100}), placement.Yes, "a slot is 32 MHz and 100 MiB")
@@ -133,6 +136,17 @@ func TestExactSaysWhatIsMissingAndWhatHelps(t *testing.T) {
 		"add a host like h1", "set ha.admission.hostFailures to 0", "move b from h2 to h3")
 	if d.Allowed {
 		t.Error("it was allowed")
+	}
+}
+
+// Moves that would help after one loss are no help if another remains.
+func TestHelpIsTried(t *testing.T) {
+	hosts := []placement.Host{host("h1", 0, 10), host("h2", 0, 10), host("h3", 0, 10), host("h4", 0, 10)}
+	s := state(t, hosts, "a 0 6 h1", "b 0 3 h2", "e 0 4 h2", "c 0 3 h3", "d 0 3 h3", "whole 0 10 h4")
+	r := Check(s, Policy{Kind: Exact, HostFailures: 1, Degradation: 100})
+	want(t, r, placement.No, "without h1 a finds no place", "add a host like h1")
+	if strings.Contains(strings.Join(r.Help, " "), "move") {
+		t.Errorf("moves would not help with the loss of h4: %v", r.Help)
 	}
 }
 
