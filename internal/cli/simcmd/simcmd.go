@@ -24,7 +24,7 @@ func New() *cobra.Command {
 		Long: `Simulate clusters in virtual time: the very code that decides on real hosts,
 over simulated hosts, networks, datastores and guests. Needs no root.`,
 	}
-	cmd.AddCommand(newRun(), newFuzz())
+	cmd.AddCommand(newRun(), newFuzz(), newRehearse())
 	return cmd
 }
 
