@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz clean bench-isolation sim-scenarios bench-sim
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz model clean bench-isolation sim-scenarios bench-sim
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -60,6 +60,10 @@ bench-datastore: ## heartbeat write and lock claim latency
 bench-placement: ## plans, failure checks and rule checks against their targets and against crm_simulate (RUNS=10, PEER_RUNS=1)
 	@scripts/install-deps.sh bench
 	$(GO) run ./test/bench/placement -runs $(RUNS) -peer-runs $(or $(PEER_RUNS),1)
+
+model: ## check the protocol's model in every state (installs spin and gcc if they are missing)
+	@scripts/install-deps.sh spin gcc libc6-dev
+	test/model/run.sh
 
 fuzz: build ## an hour of random disasters in virtual time (FUZZ_SEEDS=…, FUZZ_START=…)
 	timeout 3600 bin/hanok sim fuzz --seeds $(or $(FUZZ_SEEDS),1000000) --start $(or $(FUZZ_START),1) || { s=$$?; [ $$s -eq 124 ]; }

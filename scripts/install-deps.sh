@@ -14,6 +14,10 @@ if [ "${1:-lab}" = bench ]; then
 	packages=(pacemaker-cli-utils)
 fi
 
+if [ $# -gt 0 ]; then
+	packages=("$@")
+fi
+
 missing=()
 for p in "${packages[@]}"; do
 	if [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" != installed ]; then
