@@ -2,6 +2,8 @@ package fdm
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"hanok.dev/hanok/internal/lease"
@@ -145,6 +147,8 @@ func (m *Machine) managedKnown() (set []lease.ManagedVM, unknown []model.Datasto
 			set = append(set, g)
 		}
 	}
+	// In the order in which guards keep them.
+	slices.SortStableFunc(set, func(a, b lease.ManagedVM) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return set, unknown
 }
 

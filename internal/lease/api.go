@@ -46,7 +46,8 @@ type BeatRequest struct {
 type ReloadRequest struct{}
 
 // ManagedRequest replaces the set of VMs that Hanok manages, on any host of
-// the cluster. The guard keeps it on disk for itself and the hook.
+// the cluster. The guard keeps it on disk for itself and the hook, and keeps VMs
+// as it is: nobody changes it afterwards.
 type ManagedRequest struct {
 	VMs []ManagedVM `json:"vms"`
 }

@@ -73,7 +73,7 @@ func (m *Machine) startChain(c *chain) {
 	if c.live && c.deadline == 0 {
 		c.deadline = m.now + ClaimLimit
 	}
-	_, managed := m.managed[c.vm]
+	_, managed := m.managed.find(c.vm)
 	switch {
 	case c.kind == chainCreate && !managed:
 		m.createLock(c, model.LockRecord{Reason: model.ReasonCreated})
@@ -198,7 +198,7 @@ func (m *Machine) storageReply(c *chain, f *Fault) Reply {
 	text := f.Text
 	if f.Kind == FaultMissing {
 		text += "; a missing lock is unknown, not free: "
-		if _, managed := m.managed[c.vm]; managed {
+		if _, managed := m.managed.find(c.vm); managed {
 			text += "its owner may still run the VM; look at the datastore, then `hanok datastore repair " + string(c.key.ds) + "`"
 		} else {
 			text += "`hanok vm protect` makes the lock of a new VM"

@@ -45,7 +45,7 @@ func (m *Machine) hook(conn, id uint64, r *HookRequest) {
 		m.reply(conn, Reply{ID: id, Code: CodeOK})
 		return
 	}
-	spec, managed := m.managed[r.VM]
+	spec, managed := m.managed.find(r.VM)
 	if v := m.vms[r.VM]; v != nil && v.lock != lockNone {
 		spec, managed = v.spec, true
 	}
@@ -55,8 +55,8 @@ func (m *Machine) hook(conn, id uint64, r *HookRequest) {
 	}
 	if !managed {
 		for _, d := range r.Disks {
-			if owner, ok := m.disks[d]; ok && owner != r.VM {
-				m.refuse(conn, id, CodeRefused, fmt.Sprintf("hanok: disk %s belongs to the protected VM %s, not to %s", d, m.managed[owner].Name, r.Name))
+			if owner, ok := m.managed.owner(d); ok && owner != r.VM {
+				m.refuse(conn, id, CodeRefused, fmt.Sprintf("hanok: disk %s belongs to the protected VM %s, not to %s", d, m.nameOf(owner), r.Name))
 				return
 			}
 		}
@@ -129,7 +129,7 @@ func (m *Machine) hookDuties() {
 	waits := m.hookWaits
 	m.hookWaits = nil
 	for _, h := range waits {
-		spec, ok := m.managed[h.vm]
+		spec, ok := m.managed.find(h.vm)
 		if v := m.vms[h.vm]; v != nil && v.lock != lockNone {
 			spec, ok = v.spec, true
 		}

@@ -57,8 +57,7 @@ type Machine struct {
 	stores  []*store
 	vms     map[model.VMID]*vm
 	order   []*vm // vms in the order of their ids: effects are deterministic
-	managed map[model.VMID]ManagedVM
-	disks   map[string]model.VMID // managed disk -> its VM
+	managed managedSet
 	chains  map[lockKey]*chain
 	ops     map[uint64]*chain
 	orphans []orphan
@@ -124,9 +123,9 @@ type orphan struct {
 // if it is of the same boot.
 func New(cfg Config, saved *Saved) *Machine {
 	m := &Machine{
-		cfg:  cfg,
-		incN: cfg.Incarnation,
-		vms:  map[model.VMID]*vm{}, managed: map[model.VMID]ManagedVM{}, disks: map[string]model.VMID{},
+		cfg:    cfg,
+		incN:   cfg.Incarnation,
+		vms:    map[model.VMID]*vm{},
 		chains: map[lockKey]*chain{}, ops: map[uint64]*chain{}, subscribers: map[uint64]bool{},
 		watchdog: watchdogState{why: "the watchdog device is not open yet"},
 	}
@@ -309,50 +308,6 @@ func (m *Machine) reply(conn uint64, r Reply) {
 
 func (m *Machine) refuse(conn, id uint64, code Code, text string) {
 	m.reply(conn, Reply{ID: id, Code: code, Text: text})
-}
-
-// setManaged replaces the managed VMs.
-func (m *Machine) setManaged(vms []ManagedVM) {
-	clear(m.managed)
-	clear(m.disks)
-	for _, v := range vms {
-		v.Disks = slices.Clone(v.Disks)
-		m.managed[v.ID] = v
-		for _, d := range v.Disks {
-			m.disks[d] = v.ID
-		}
-		if have := m.vms[v.ID]; have != nil && have.spec.Home == v.Home {
-			have.spec = v
-		}
-	}
-}
-
-// ManagedVMs are the VMs that must not run without their locks, by id.
-func (m *Machine) ManagedVMs() []ManagedVM {
-	out := make([]ManagedVM, 0, len(m.managed))
-	for _, v := range m.managed {
-		out = append(out, v)
-	}
-	slices.SortFunc(out, func(a, b ManagedVM) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
-	return out
-}
-
-// Tracked are the VMs whose processes a scan must find and place: the managed
-// ones and those that this host holds or claims a lock of.
-func (m *Machine) Tracked() map[model.VMID]ManagedVM {
-	out := make(map[model.VMID]ManagedVM, len(m.managed)+len(m.order))
-	for id, v := range m.managed {
-		out[id] = v
-	}
-	for _, v := range m.order {
-		out[v.id] = v.spec
-	}
-	return out
 }
 
 func (m *Machine) reconfigure(c *Config) {

@@ -227,7 +227,7 @@ func (m *Machine) confirmable(r ConfirmRequest) (Code, string) {
 
 func (m *Machine) release(conn, id uint64, r *ReleaseRequest) {
 	v := m.vms[r.VM]
-	home := m.managed[r.VM].Home
+	home := m.homeOf(r.VM)
 	if v != nil && v.spec.Home != "" {
 		home = v.spec.Home
 	}

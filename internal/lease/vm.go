@@ -325,7 +325,7 @@ func (m *Machine) sight(procs []Proc, first bool) {
 			v = m.vms[p.VM]
 		}
 		if v == nil {
-			spec, managed := m.managed[p.VM]
+			spec, managed := m.managed.find(p.VM)
 			switch {
 			case managed:
 			case len(p.Holds) > 0 && len(m.vms) < maxManaged+maxForeign:
@@ -383,7 +383,7 @@ func (m *Machine) appeared(v *vm, p *Proc, first bool) {
 
 // mustBeLocked reports whether a process may run only under a lock.
 func (m *Machine) mustBeLocked(v *vm, p *Proc) bool {
-	_, managed := m.managed[v.id]
+	_, managed := m.managed.find(v.id)
 	return managed || len(p.Holds) > 0 || v.foreign
 }
 
