@@ -149,6 +149,11 @@ func storeNames(list []model.DatastoreName) string {
 // chooseHeartbeats chooses anew, on a primary, when what hosts reach may have
 // changed. A silent host keeps its choice: its slots there are what tells.
 func (m *Machine) chooseHeartbeats() {
+	sum := m.reachSum()
+	if sum == m.chosenFor {
+		return
+	}
+	m.chosenFor = sum
 	choice := HeartbeatStores(m.conf, func(host model.HostID, d model.DatastoreName) bool {
 		h := m.members[host]
 		return h != nil && (h.report == nil || !h.report.GuardUp || h.suspect || hasStore(h.report, d))
@@ -179,4 +184,31 @@ func (m *Machine) chooseHeartbeats() {
 				Text: fmt.Sprintf("heartbeat datastores of %s: %s", h.name, storeNames(next)), Cause: why})
 		}
 	}
+}
+
+// reachSum is a digest of all that the choice depends on (FNV-1a), never 0.
+func (m *Machine) reachSum() uint64 {
+	sum := uint64(14695981039346656037)
+	add := func(x uint64) { sum = (sum ^ x) * 1099511628211 }
+	add(m.reign)
+	add(uint64(m.confAt))
+	for _, h := range m.order {
+		bits := uint64(len(h.heartbeats)) << 3
+		if h.suspect {
+			bits |= 1
+		}
+		if h.report == nil || !h.report.GuardUp {
+			add(bits | 2)
+			continue
+		}
+		add(bits)
+		for _, d := range h.conf.Datastores {
+			if hasStore(h.report, d) {
+				add(1)
+			} else {
+				add(0)
+			}
+		}
+	}
+	return max(sum, 1)
 }

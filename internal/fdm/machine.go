@@ -91,6 +91,7 @@ type Machine struct {
 	welcomeDue   bool
 	welcomeAt    time.Duration
 	welcomeWake  time.Duration
+	chosenFor    uint64 // digest of what the heartbeat datastores were chosen by
 	viewDue      bool
 	viewSent     time.Duration
 	viewWake     time.Duration

@@ -9,8 +9,8 @@ import (
 )
 
 // disk is a datastore as it lies on its device: slots, lock chains, lists. It
-// keeps the rules of datastore.Driver; driver.go shows it through that
-// interface, to the conformance suite.
+// keeps the rules of datastore.Driver without its bytes, and without blocking:
+// path.go gives its answers their time.
 type disk struct {
 	s    *Sim
 	i    int

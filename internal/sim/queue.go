@@ -52,11 +52,17 @@ type queue struct {
 	items []item
 	seq   uint64
 	free  *load
+	spare int // how many are free
 }
+
+// maxSpare bounds the loads that are kept: an election of a thousand hosts
+// needs a million for a moment.
+const maxSpare = 1 << 14
 
 func (q *queue) load() *load {
 	if p := q.free; p != nil {
 		q.free, p.next = p.next, nil
+		q.spare--
 		return p
 	}
 	return &load{}
@@ -64,6 +70,10 @@ func (q *queue) load() *load {
 
 // release takes a load back. What it points to is dropped.
 func (q *queue) release(p *load) {
+	if q.spare >= maxSpare {
+		return
+	}
+	q.spare++
 	known := p.known[:0]
 	*p = load{next: q.free, known: known}
 	q.free = p

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ func New() *cobra.Command {
 		Use: "sim", Short: "Simulate whole clusters in virtual time",
 		Long: `Simulate clusters in virtual time: the very code that decides on real hosts,
 over simulated hosts, networks, datastores and guests. Needs no root.`,
+		// Simulations need little memory and make much garbage.
+		PersistentPreRun: func(*cobra.Command, []string) { debug.SetGCPercent(400) },
 	}
 	cmd.AddCommand(newRun(), newFuzz(), newRehearse())
 	return cmd
