@@ -27,7 +27,7 @@ const applyWait = 30 * time.Second
 
 func newCluster(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "cluster", Short: "Show and change the cluster file"}
-	cmd.AddCommand(newApply(a), newShow(a), newOptions(a))
+	cmd.AddCommand(newApply(a), newShow(a), newOptions(a), newClusterList(a))
 	return cmd
 }
 
@@ -291,7 +291,7 @@ func newHA(a *app) *cobra.Command {
 	monitoring := &cobra.Command{Use: "monitoring", Short: "Switch host monitoring, for work on the network"}
 	monitoring.AddCommand(newSwitch(a, "on", "Watch the hosts", func(h *config.HA) { h.HostMonitoring = true }),
 		newSwitch(a, "off", "No verdicts on hosts, no isolation response", func(h *config.HA) { h.HostMonitoring = false }))
-	cmd.AddCommand(monitoring, newFirewall(a))
+	cmd.AddCommand(monitoring, newFirewall(a), newHAStatus(a), newHAResources(a), newHARules(a))
 	return cmd
 }
 

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 
+	"connectrpc.com/connect"
+
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/paths"
 )
@@ -49,7 +51,10 @@ func explain(err error) *Error {
 		return &Error{Err: err, Remedy: e.Remedy, Code: e.Code}
 	}
 	var refused *local.RequestError
+	var answer *connect.Error
 	switch {
+	case errors.As(err, &answer):
+		return explainAPI(answer)
 	case errors.As(err, &refused):
 		code := ExitRefused
 		if refused.Status == 504 {
@@ -69,7 +74,7 @@ func report(w io.Writer, err error) int {
 	e := explain(err)
 	fmt.Fprintf(w, "hanok: %s\n", strings.TrimRight(e.Err.Error(), "\n"))
 	if e.Remedy != "" {
-		fmt.Fprintf(w, "  what to do: %s\n", e.Remedy)
+		fmt.Fprintf(w, "  %s %s\n", tr("what to do:"), e.Remedy)
 	}
 	return e.Code
 }

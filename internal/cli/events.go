@@ -17,7 +17,7 @@ func newEvents(a *app) *cobra.Command {
 	var failover string
 	var follow bool
 	var limit int
-	cmd := &cobra.Command{Use: "events", Short: "Show what happened, or the timeline of a failover", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "events", Aliases: []string{"event"}, Short: "Show what happened, or the timeline of a failover", Args: cobra.NoArgs,
 		Long: "Show the newest events with cause and evidence, on any host.\n\n--failover last shows the timeline of the newest failover, --failover ID of\nanother one, --failover list which ones there are."}
 	out := outputFlag(cmd)
 	cmd.Flags().StringVar(&failover, "failover", "", "timeline of a failover: last, list, or its ID")

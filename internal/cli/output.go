@@ -83,9 +83,13 @@ func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
 func (t *table) write(w io.Writer, p painter) {
 	widths := make([]int, len(t.header))
-	for _, row := range append([][]string{t.header}, t.rows...) {
+	header := make([]string, len(t.header))
+	for i, h := range t.header {
+		header[i] = tr(h)
+	}
+	for _, row := range append([][]string{header}, t.rows...) {
 		for i, c := range row {
-			if n := utf8.RuneCountInString(c); i < len(widths) && n > widths[i] {
+			if n := columns(c); i < len(widths) && n > widths[i] {
 				widths[i] = n
 			}
 		}
@@ -95,13 +99,13 @@ func (t *table) write(w io.Writer, p painter) {
 		for i, c := range row {
 			pad := ""
 			if i < len(row)-1 {
-				pad = strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c)+2)
+				pad = strings.Repeat(" ", widths[i]-columns(c)+2)
 			}
 			b.WriteString(paint(i, c) + pad)
 		}
 		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
 	}
-	line(t.header, func(_ int, s string) string { return p.paint(bold, s) })
+	line(header, func(_ int, s string) string { return p.paint(bold, s) })
 	for n, row := range t.rows {
 		line(row, func(i int, s string) string {
 			if t.colour == nil {
@@ -110,6 +114,17 @@ func (t *table) write(w io.Writer, p painter) {
 			return p.paint(t.colour(n, i, s), s)
 		})
 	}
+}
+
+// columns is how wide a text is on a terminal: Hangul takes two columns.
+func columns(s string) int {
+	n := utf8.RuneCountInString(s)
+	for _, r := range s {
+		if r >= 0xac00 && r <= 0xd7a3 {
+			n++
+		}
+	}
+	return n
 }
 
 // progress writes what goes on while a command waits: each change once, to

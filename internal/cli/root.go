@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,10 +11,12 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+	"sigs.k8s.io/yaml"
 
-	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/cli/datastorecmd"
 	"hanok.dev/hanok/internal/cli/labcmd"
 	"hanok.dev/hanok/internal/cli/pkicmd"
@@ -24,13 +28,14 @@ import (
 
 // app is what commands share.
 type app struct {
-	socket      string // of the agent
-	guardSocket string
-	clusterFile string
-	in          io.Reader
+	socket       string // of the agent
+	guardSocket  string
+	clusterFile  string
+	serverSocket string
+	server       string // to ask instead of this host's agent
+	cluster      string
+	in           io.Reader
 }
-
-func (a *app) agent() *local.Client { return local.NewClient(a.socket) }
 
 // Main runs the command line of args, without the program's name, and returns
 // the exit code.
@@ -67,11 +72,15 @@ func New() *cobra.Command {
 	pf.StringVar(&a.socket, "socket", paths.AgentSocket, "socket of the agent")
 	pf.StringVar(&a.guardSocket, "guard-socket", paths.GuardSocket, "socket of the guard")
 	pf.StringVar(&a.clusterFile, "cluster-file", paths.ClusterFile, "cluster file of this host")
-	for _, hidden := range []string{"socket", "guard-socket", "cluster-file"} {
+	pf.StringVar(&a.serverSocket, "server-socket", paths.ServerSocket, "socket of the server on this machine")
+	pf.StringVar(&a.server, "server", "", "server to ask: https://HOST:PORT, the path of its socket, or none (default: that of hanok login, else this host)")
+	pf.StringVar(&a.cluster, "cluster", "", "cluster, when the server knows several")
+	for _, hidden := range []string{"socket", "guard-socket", "cluster-file", "server-socket"} {
 		_ = pf.MarkHidden(hidden) // for tests and hosts with their own layout
 	}
 	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newHost(a), newRule(a), newAdmission(a), newLock(a), newAgent(a), newVersion(),
-		labcmd.New(), simcmd.New(), pkicmd.New(), datastorecmd.New())
+		newServer(a), newLogin(a), newLogout(), newTask(a), newApplyTop(a), newGet(a), newDiff(a), newWatch(a), newMan(),
+		labcmd.New(), simcmd.New(), pkicmd.New(), datastorecmd.New(newDatastoreList(a)))
 	strict(root)
 	return root
 }
@@ -109,9 +118,58 @@ func strict(cmd *cobra.Command) {
 			return usage(remedy, "unknown command %q for %s", args[0], c.CommandPath())
 		}
 	}
+	asYAML(cmd)
 	for _, sub := range cmd.Commands() {
 		strict(sub)
 	}
+}
+
+// asYAML lets every command that knows -o json know -o yaml, too.
+func asYAML(cmd *cobra.Command) {
+	f := cmd.Flags().Lookup("output")
+	run := cmd.RunE
+	if f == nil || run == nil || f.DefValue == "yaml" {
+		return
+	}
+	f.Usage = strings.Replace(f.Usage, "table or json", "table, json or yaml", 1)
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		if f.Value.String() != "yaml" {
+			return run(c, args)
+		}
+		if err := f.Value.Set("json"); err != nil {
+			return err
+		}
+		out := c.OutOrStdout()
+		var b bytes.Buffer
+		c.SetOut(&b)
+		defer c.SetOut(out)
+		err := run(c, args)
+		for dec := json.NewDecoder(&b); ; {
+			var one json.RawMessage
+			if dec.Decode(&one) != nil {
+				return err
+			}
+			y, yerr := yaml.JSONToYAML(one)
+			if yerr != nil {
+				return errors.Join(err, yerr)
+			}
+			if _, werr := out.Write(append([]byte("---\n"), y...)); werr != nil {
+				return errors.Join(err, werr)
+			}
+		}
+	}
+}
+
+// newMan writes manual pages.
+func newMan() *cobra.Command {
+	return &cobra.Command{Use: "man DIR", Short: "Write manual pages into a directory", Args: cobra.ExactArgs(1), Hidden: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := os.MkdirAll(args[0], 0o755); err != nil {
+				return err
+			}
+			when := time.Unix(0, 0).UTC() // the same pages from the same program
+			return doc.GenManTree(c.Root(), &doc.GenManHeader{Title: "HANOK", Section: "8", Source: "Hanok", Date: &when}, args[0])
+		}}
 }
 
 func newVersion() *cobra.Command {

@@ -78,19 +78,19 @@ func printStatus(w io.Writer, s *local.Status) {
 		if len(s.VMs) > 0 {
 			vmTable(s).write(w, p)
 		} else {
-			fmt.Fprintln(w, "No VM is protected yet: hanok vm protect NAME")
+			fmt.Fprintln(w, tr("No VM is protected yet: hanok vm protect NAME"))
 		}
 		fmt.Fprintln(w)
 	}
 	if len(s.Problems) == 0 {
-		fmt.Fprintln(w, p.paint(green, "Nothing is wrong."))
+		fmt.Fprintln(w, p.paint(green, tr("Nothing is wrong.")))
 		return
 	}
 	fmt.Fprintln(w, p.paint(bold, plural(len(s.Problems), "problem")+":"))
 	for _, x := range s.Problems {
 		fmt.Fprintf(w, "- %s\n", p.paint(yellow, x.Text))
 		if x.Remedy != "" {
-			fmt.Fprintf(w, "  what to do: %s\n", x.Remedy)
+			fmt.Fprintf(w, "  %s %s\n", tr("what to do:"), x.Remedy)
 		}
 	}
 }

@@ -271,6 +271,13 @@ func defaultCluster() Cluster {
 	}}
 }
 
+// NewVM is a VM of which a file says only the name.
+func NewVM(name string) VM {
+	v := defaultVM()
+	v.Name = name
+	return v
+}
+
 func defaultVM() VM {
 	return VM{Type: "vm", Requested: model.RequestedStarted, CPUs: 1, Restart: Restart{
 		Priority: model.PriorityMedium, ReadyWhen: "resourcesAllocated", Timeout: 600 * time.Second,

@@ -21,6 +21,8 @@ const (
 	GuardSocket = "/run/hanok/guard.sock"
 	// AgentSocket is where the agent serves the command line.
 	AgentSocket = "/run/hanok/agent.sock"
+	// ServerSocket is where a server serves root on its machine.
+	ServerSocket = "/run/hanok/server.sock"
 	// GuardState is what a restarted guard needs to know of its predecessor
 	// within one boot.
 	GuardState = "/run/hanok/guard-state.json"
@@ -33,6 +35,8 @@ const (
 	// ManagedFile lists the VMs and disks that Hanok manages on this host; the
 	// libvirt hook reads it when the guard does not answer.
 	ManagedFile = "/var/lib/hanok/managed.json"
+	// ServerDir holds the server's state.
+	ServerDir = "/var/lib/hanok-server"
 	// LogDir holds the daemons' logs where there is no journal.
 	LogDir = "/var/log/hanok"
 )

@@ -5,12 +5,20 @@ import (
 
 	hanokapi "hanok.dev/hanok/api/gen"
 	"hanok.dev/hanok/api/gen/hanok/v1/hanokv1connect"
+	"hanok.dev/hanok/internal/server/api"
 )
 
 // handler routes to the services of the API.
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(hanokv1connect.NewSystemServiceHandler(&system{s: s}, s.options()...))
+	o := s.options()
+	mux.Handle(hanokv1connect.NewSystemServiceHandler(&system{s: s}, o...))
+	mux.Handle(hanokv1connect.NewInventoryServiceHandler(api.Inventory{API: s.api}, o...))
+	mux.Handle(hanokv1connect.NewConfigServiceHandler(api.Config{API: s.api}, o...))
+	mux.Handle(hanokv1connect.NewOperationServiceHandler(api.Operations{API: s.api}, o...))
+	mux.Handle(hanokv1connect.NewTaskServiceHandler(api.Tasks{API: s.api}, o...))
+	mux.Handle(hanokv1connect.NewEventServiceHandler(api.Events{API: s.api}, o...))
+	mux.Handle(hanokv1connect.NewHAServiceHandler(api.HA{API: s.api}, o...))
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Content-Type-Options", "nosniff")

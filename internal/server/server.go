@@ -15,6 +15,9 @@ import (
 	"connectrpc.com/connect"
 
 	"hanok.dev/hanok/internal/server/access"
+	"hanok.dev/hanok/internal/server/api"
+	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/server/work"
 	"hanok.dev/hanok/internal/store"
 )
 
@@ -40,6 +43,10 @@ type Config struct {
 	Listen string
 	// Access finds out who calls at Listen.
 	Access access.Authenticator
+	// Dial makes connections to agents; nil: no background work is done here.
+	Dial work.Dial
+	// Interval is how often each cluster is asked for its account. Default 1 s.
+	Interval time.Duration
 	// Wrap puts what a listener needs around it, such as TLS. Default: nothing.
 	Wrap func(net.Listener) net.Listener
 	Log  *slog.Logger
@@ -50,6 +57,8 @@ type Server struct {
 	cfg   Config
 	log   *slog.Logger
 	store *store.Store
+	cache *state.Cache
+	api   *api.API
 	addr  net.Addr
 
 	cancel context.CancelFunc
@@ -107,6 +116,17 @@ func (s *Server) Start(ctx context.Context) (err error) {
 		case <-run.Done():
 		}
 	})
+	s.cache = state.NewCache(s.store, s.log)
+	if err := s.cache.Load(ctx); err != nil {
+		return err
+	}
+	s.goes(func() { s.cache.Follow(run) })
+	s.api = api.New(s.store, s.cache)
+	if s.cfg.Dial != nil {
+		s.goes(func() {
+			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval})
+		})
+	}
 	return s.listen(s.handler())
 }
 

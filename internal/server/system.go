@@ -7,11 +7,9 @@ import (
 	"connectrpc.com/connect"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/internal/server/work"
 	"hanok.dev/hanok/internal/version"
 )
-
-// leadership is the name under which servers elect who works.
-const leadership = "work"
 
 // system is SystemService.
 type system struct{ s *Server }
@@ -21,7 +19,7 @@ func (x *system) GetServer(ctx context.Context, _ *hanokv1.GetServerRequest) (*h
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
-	leader, err := x.s.store.Leader(ctx, leadership)
+	leader, err := x.s.store.Leader(ctx, work.Leadership)
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}

@@ -20,11 +20,12 @@ import (
 )
 
 // New returns the command.
-func New() *cobra.Command {
+func New(more ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: "datastore", Short: "Prepare, show, check and repair datastores", Args: cobra.NoArgs,
 		Long: "Prepare, show, check and repair what Hanok keeps on shared datastores:\nheartbeats, locks and lists below PATH/.hanok/CLUSTER-ID/.",
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	cmd.AddCommand(newInit(), newShow(), newCheck(), newRepair())
+	cmd.AddCommand(more...)
 	return cmd
 }
 

@@ -1,0 +1,159 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/paths"
+	"hanok.dev/hanok/internal/pki"
+	"hanok.dev/hanok/internal/server"
+	"hanok.dev/hanok/internal/server/work"
+	"hanok.dev/hanok/internal/store"
+	"hanok.dev/hanok/internal/version"
+)
+
+// storeFlags say where a server's state is.
+type storeFlags struct {
+	data      string
+	endpoints []string
+	tls       store.TLSFiles
+}
+
+func (f *storeFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.data, "data", paths.ServerDir, "directory of the embedded etcd")
+	fl.StringSliceVar(&f.endpoints, "etcd-endpoints", nil, "an external etcd instead, such as https://10.0.0.5:2379; may be repeated")
+	fl.StringVar(&f.tls.CA, "etcd-ca", "", "CA certificate of the external etcd")
+	fl.StringVar(&f.tls.Cert, "etcd-cert", "", "client certificate for it")
+	fl.StringVar(&f.tls.Key, "etcd-key", "", "key of the client certificate")
+}
+
+func (f *storeFlags) config() store.Config {
+	if len(f.endpoints) == 0 {
+		return store.Config{Dir: f.data}
+	}
+	c := store.Config{Endpoints: f.endpoints}
+	if f.tls != (store.TLSFiles{}) {
+		c.TLS = &f.tls
+	}
+	return c
+}
+
+func newServer(a *app) *cobra.Command {
+	var st storeFlags
+	var name string
+	var certs []string
+	cmd := &cobra.Command{Use: "server", Short: "Run the server (a service starts it); back up and restore its state", Args: cobra.NoArgs,
+		Long: "Run the server: inventory, configuration, tasks, events and the API over all\nclusters. Its state is in etcd: embedded in one directory by default, or an\nexternal cluster. Failover needs no server."}
+	st.add(cmd)
+	cmd.Flags().StringVar(&name, "name", "", "what this server is called (default: the machine's name)")
+	cmd.Flags().StringSliceVar(&certs, "cluster-pki", nil, "directory with the server's certificate for a cluster (hanok pki issue --server); may be repeated")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), nil)).With("id", "server")
+		s, err := server.New(server.Config{Name: name, Store: st.config(), Socket: a.serverSocket, Log: log,
+			Dial: work.TLS(credentialsIn(certs), local.RemotePort)})
+		if err != nil {
+			return err
+		}
+		log.Info("the server starts", "version", version.Version, "pid", os.Getpid())
+		err = s.Run(c.Context())
+		log.Info("the server ends")
+		return err
+	}
+	cmd.AddCommand(newBackup(a), newRestore())
+	return cmd
+}
+
+// credentialsIn finds the certificate of a cluster among directories. They are
+// read each time, so that a renewed one counts.
+func credentialsIn(dirs []string) func(string) (*pki.Credentials, error) {
+	return func(cluster string) (*pki.Credentials, error) {
+		errs := []error{fmt.Errorf("no certificate for cluster %q: `hanok pki issue --server NAME`, and give the directory as --cluster-pki", cluster)}
+		for _, d := range dirs {
+			c, err := pki.Load(d)
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+			case c.Identity.Cluster == cluster && c.Identity.Server != "":
+				return c, nil
+			}
+		}
+		return nil, errors.Join(errs...)
+	}
+}
+
+func newBackup(a *app) *cobra.Command {
+	return &cobra.Command{Use: "backup FILE", Short: "Write all that a running server keeps to a file; it has secrets", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			in, err := api.system.Backup(c.Context(), &hanokv1.BackupRequest{})
+			if err != nil {
+				return err
+			}
+			defer in.Close()
+			return writeWhole(args[0], func(w io.Writer) error {
+				for in.Receive() {
+					if _, err := w.Write(in.Msg().Chunk); err != nil {
+						return err
+					}
+				}
+				return in.Err()
+			})
+		}}
+}
+
+// writeWhole makes a file of mode 0600 that is there whole or not at all.
+func writeWhole(path string, write func(io.Writer) error) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	err = write(tmp)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+func newRestore() *cobra.Command {
+	var st storeFlags
+	cmd := &cobra.Command{Use: "restore FILE", Short: "Read a backup into an empty data directory or etcd", Args: cobra.ExactArgs(1),
+		Long: "Read a backup into an empty data directory or etcd, while no server runs there.\nThe file is checked as a whole first."}
+	st.add(cmd)
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		s, err := store.Open(c.Context(), st.config())
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		if err := s.Restore(c.Context(), f); err != nil {
+			return Fail(ExitRefused, "give an empty directory as --data", "%w", err)
+		}
+		fmt.Fprintf(c.OutOrStdout(), "restored %s; start the server now\n", args[0])
+		return nil
+	}
+	return cmd
+}

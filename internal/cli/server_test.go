@@ -1,0 +1,57 @@
+package cli
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/server"
+	"hanok.dev/hanok/internal/server/fakeagent"
+	"hanok.dev/hanok/internal/store"
+)
+
+// Scripts with a server in s.sock, beside hosts that work with cluster.yaml of
+// the script.
+func TestThroughAServer(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/server",
+		Setup: func(env *testscript.Env) error {
+			c, err := config.ReadFile(filepath.Join(env.WorkDir, "cluster.yaml"))
+			if err != nil {
+				return err
+			}
+			hosts, err := fakeagent.New(c)
+			if err != nil {
+				return err
+			}
+			short, err := os.MkdirTemp("", "hanok") // a socket's path is short
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { os.RemoveAll(short) })
+			socket := filepath.Join(short, "s")
+			env.Setenv("S", socket)
+			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
+			s, err := server.New(server.Config{Name: "s1", Store: store.Config{Dir: filepath.Join(short, "data")}, Socket: socket,
+				Log: slog.New(slog.DiscardHandler), Interval: 50 * time.Millisecond,
+				Dial: fakeagent.Dial(func(string) *fakeagent.Cluster { return hosts })})
+			if err != nil {
+				return err
+			}
+			if err := s.Start(t.Context()); err != nil {
+				return err
+			}
+			env.Defer(func() {
+				if err := s.Stop(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+			return nil
+		},
+	})
+}

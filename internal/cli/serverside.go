@@ -1,0 +1,569 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/internal/config"
+)
+
+// writeMessages writes messages of the API as a JSON list.
+func writeMessages[M proto.Message](w io.Writer, list []M) error {
+	out := make([]json.RawMessage, 0, len(list))
+	for _, m := range list {
+		b, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(m)
+		if err != nil {
+			return err
+		}
+		out = append(out, b)
+	}
+	return writeJSON(w, out)
+}
+
+// listing is a command that shows a list of the server's.
+func listing[M proto.Message](a *app, use, short string, header []string, get func(context.Context, *apiClient, string) ([]M, error), row func(M) []string) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		js, err := asJSON(*out)
+		if err != nil {
+			return err
+		}
+		s, err := a.api()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(c.Context(), askLimit)
+		defer cancel()
+		list, err := get(ctx, s, s.login.Cluster)
+		if err != nil {
+			return err
+		}
+		w := c.OutOrStdout()
+		if js {
+			return writeMessages(w, list)
+		}
+		t := &table{header: header}
+		for _, m := range list {
+			t.add(row(m)...)
+		}
+		t.write(w, painterFor(w))
+		return nil
+	}
+	return cmd
+}
+
+// pages collects all pages of a list.
+func pages[M any](get func(token string) ([]M, string, error)) ([]M, error) {
+	var out []M
+	token := ""
+	for {
+		list, next, err := get(token)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list...)
+		if token = next; token == "" {
+			return out, nil
+		}
+	}
+}
+
+func newClusterList(a *app) *cobra.Command {
+	return listing(a, "list", "List the clusters that the server knows", []string{"CLUSTER", "PRIMARY", "HA", "VERSION", "WANTED", "HOSTS", "VMS", "PROTECTED", "DRIFT"},
+		func(ctx context.Context, s *apiClient, _ string) ([]*hanokv1.Cluster, error) {
+			return pages(func(token string) ([]*hanokv1.Cluster, string, error) {
+				r, err := s.inventory.ListClusters(ctx, &hanokv1.ListClustersRequest{PageToken: token})
+				return r.GetClusters(), r.GetNextPageToken(), err
+			})
+		}, func(c *hanokv1.Cluster) []string {
+			drift := "-"
+			if c.Drift != nil {
+				drift = c.Drift.Text
+			}
+			return []string{c.Name, dash(c.Primary), yesNo(c.Ha), fmt.Sprint(c.ObservedVersion), fmt.Sprint(c.DesiredVersion), fmt.Sprintf("%d of %d", c.HostsOk, c.Hosts),
+				fmt.Sprintf("%d of %d", c.VmsRunning, c.Vms), fmt.Sprint(c.VmsProtected), drift}
+		})
+}
+
+// hostsOfServer are the host commands that ask a server.
+func hostsOfServer(a *app) []*cobra.Command {
+	list := listing(a, "list", "List the hosts (through a server)", []string{"CLUSTER", "HOST", "ROLE", "STATE", "ARMED", "VMS", "MEMORY USED", "VERSION", "REASON"},
+		func(ctx context.Context, s *apiClient, cluster string) ([]*hanokv1.Host, error) {
+			return pages(func(token string) ([]*hanokv1.Host, string, error) {
+				r, err := s.inventory.ListHosts(ctx, &hanokv1.ListHostsRequest{Cluster: cluster, PageSize: 1000, PageToken: token})
+				return r.GetHosts(), r.GetNextPageToken(), err
+			})
+		}, func(h *hanokv1.Host) []string {
+			return []string{h.Cluster, h.Name, dash(h.Role), h.State, yesNo(h.Armed), fmt.Sprint(h.Vms), fmt.Sprintf("%d of %d MiB", h.MemoryUsedMib, h.MemoryMib), fmt.Sprint(h.ConfigVersion), dash(h.Reason)}
+		})
+	m := &cobra.Command{Use: "maintenance HOST on|off", Short: "Put a host into maintenance mode, or out of it (through a server)", Args: cobra.ExactArgs(2)}
+	m.RunE = func(c *cobra.Command, args []string) error {
+		if args[1] != "on" && args[1] != "off" {
+			return usage("usage: "+c.UseLine(), "%q is neither on nor off", args[1])
+		}
+		s, err := a.api()
+		if err != nil {
+			return err
+		}
+		cluster, err := s.clusterName(c.Context())
+		if err != nil {
+			return err
+		}
+		r, err := s.operation.SetMaintenance(c.Context(), &hanokv1.SetMaintenanceRequest{Cluster: cluster, Host: args[0], On: args[1] == "on"})
+		if err != nil {
+			return err
+		}
+		return s.wait(c, r.Task)
+	}
+	return []*cobra.Command{list, m}
+}
+
+// wait shows a task's progress until it ends; nil is a task that was not needed.
+func (s *apiClient) wait(c *cobra.Command, t *hanokv1.Task) error {
+	if t == nil {
+		fmt.Fprintln(c.OutOrStdout(), "nothing changes")
+		return nil
+	}
+	stream, err := s.task.WatchTask(c.Context(), &hanokv1.WatchTaskRequest{Task: t.Id})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	say := progress{w: c.ErrOrStderr()}
+	for stream.Receive() {
+		if t = stream.Msg().Task; t.State == hanokv1.TaskState_TASK_STATE_RUNNING {
+			say.say("%s", t.Message)
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	if t.State != hanokv1.TaskState_TASK_STATE_SUCCEEDED {
+		code := ExitRefused
+		if strings.HasPrefix(t.Message, "not in time") {
+			code = ExitTimeout
+		}
+		return Fail(code, "hanok task list", "task %s %s: %s", t.Id, stateWord(t.State), t.Message)
+	}
+	fmt.Fprintln(c.OutOrStdout(), t.Message)
+	return nil
+}
+
+func stateWord(s hanokv1.TaskState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "TASK_STATE_"))
+}
+
+func newDatastoreList(a *app) *cobra.Command {
+	return listing(a, "list", "List the datastores (through a server)", []string{"CLUSTER", "DATASTORE", "LIST OWNER", "TERM", "VMS", "FENCE", "PATH", "PROBLEM"},
+		func(ctx context.Context, s *apiClient, cluster string) ([]*hanokv1.Datastore, error) {
+			return pages(func(token string) ([]*hanokv1.Datastore, string, error) {
+				r, err := s.inventory.ListDatastores(ctx, &hanokv1.ListDatastoresRequest{Cluster: cluster, PageToken: token})
+				return r.GetDatastores(), r.GetNextPageToken(), err
+			})
+		}, func(d *hanokv1.Datastore) []string {
+			return []string{d.Cluster, d.Name, dash(d.Owner), fmt.Sprint(d.Term), fmt.Sprint(d.Vms), d.Fence, d.Path, dash(d.Problem)}
+		})
+}
+
+func newTask(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "task", Short: "Follow long operations (through a server)"}
+	cmd.AddCommand(listing(a, "list", "List the newest tasks", []string{"TASK", "KIND", "CLUSTER", "TARGET", "STATE", "DONE", "BY", "CREATED", "MESSAGE"},
+		func(ctx context.Context, s *apiClient, cluster string) ([]*hanokv1.Task, error) {
+			r, err := s.task.ListTasks(ctx, &hanokv1.ListTasksRequest{Cluster: cluster})
+			return r.GetTasks(), err
+		}, func(t *hanokv1.Task) []string {
+			return []string{t.Id, t.Kind, dash(t.Cluster), dash(t.Target), stateWord(t.State), fmt.Sprintf("%d %%", t.Progress), t.Principal,
+				t.Created.AsTime().Local().Format("2006-01-02 15:04:05"), t.Message}
+		}))
+	one := func(use, short string, do func(c *cobra.Command, s *apiClient, id string) error) {
+		cmd.AddCommand(&cobra.Command{Use: use + " TASK", Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+			s, err := a.api()
+			if err != nil {
+				return err
+			}
+			return do(c, s, args[0])
+		}})
+	}
+	one("wait", "Wait until a task ends, and tell its progress", func(c *cobra.Command, s *apiClient, id string) error {
+		return s.wait(c, &hanokv1.Task{Id: id})
+	})
+	one("cancel", "Give a task up; what was handed to the hosts goes on there", func(c *cobra.Command, s *apiClient, id string) error {
+		r, err := s.task.CancelTask(c.Context(), &hanokv1.CancelTaskRequest{Task: id})
+		if err == nil {
+			fmt.Fprintf(c.OutOrStdout(), "task %s: %s\n", id, r.Task.Message)
+		}
+		return err
+	})
+	return cmd
+}
+
+// haStatus is the agent status page.
+func newHAStatus(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Show the agent status page (through a server)", Args: cobra.NoArgs}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		r, js, err := a.haPage(c, *out)
+		if err != nil {
+			return err
+		}
+		w := c.OutOrStdout()
+		if js {
+			return writeMessages(w, []*hanokv1.GetHAStatusResponse{r})
+		}
+		t := &table{header: []string{"NODE", "ROLE", "SERVICE", "STATE", "REASON"}}
+		t.add(dash(r.Control.Node), r.Control.Role, r.Control.Service, r.Control.State, dash(r.Control.Reason))
+		colours := []string{r.Control.Colour}
+		for _, n := range r.Agents {
+			t.add(n.Node, n.Role, n.Service, n.State, dash(n.Reason))
+			colours = append(colours, n.Colour)
+		}
+		t.colour = func(row, col int, _ string) string {
+			if col != 3 {
+				return plain
+			}
+			return map[string]string{"green": green, "amber": yellow, "red": red, "grey": grey}[colours[row]]
+		}
+		t.write(w, painterFor(w))
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) haPage(c *cobra.Command, out string) (*hanokv1.GetHAStatusResponse, bool, error) {
+	js, err := asJSON(out)
+	if err != nil {
+		return nil, false, err
+	}
+	s, err := a.api()
+	if err != nil {
+		return nil, false, err
+	}
+	cluster, err := s.clusterName(c.Context())
+	if err != nil {
+		return nil, false, err
+	}
+	r, err := s.ha.GetHAStatus(c.Context(), &hanokv1.GetHAStatusRequest{Cluster: cluster})
+	return r, js, err
+}
+
+func newHAResources(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "resources", Short: "List the resources (through a server)", Args: cobra.NoArgs}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		r, js, err := a.haPage(c, *out)
+		if err != nil {
+			return err
+		}
+		w := c.OutOrStdout()
+		if js {
+			return writeMessages(w, r.Resources)
+		}
+		t := &table{header: []string{"ID", "NODE", "TYPE", "NAME", "STATE", "MAX RESTART", "MAX RELOCATE", "FAILBACK"}}
+		for _, x := range r.Resources {
+			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, fmt.Sprint(x.MaxRestart), fmt.Sprint(x.MaxRelocate), yesNo(x.Failback))
+		}
+		t.write(w, painterFor(w))
+		return nil
+	}
+	return cmd
+}
+
+func newHARules(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "rules", Short: "List the affinity rules, with what contradicts what (through a server)", Args: cobra.NoArgs}
+	out := outputFlag(cmd)
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		r, js, err := a.haPage(c, *out)
+		if err != nil {
+			return err
+		}
+		w := c.OutOrStdout()
+		list := append(append(r.NodeRules, r.ResourceRules...), r.HostRules...)
+		if js {
+			return writeMessages(w, list)
+		}
+		t := &table{header: []string{"RULE", "KIND", "RESOURCES", "NODES", "HOW", "CONFLICT"}}
+		for _, x := range list {
+			var nodes []string
+			for _, n := range x.Nodes {
+				nodes = append(nodes, fmt.Sprintf("%s:%d", n.Node, n.Weight))
+			}
+			nodes = append(nodes, x.HostGroups...)
+			how := x.Policy
+			switch {
+			case x.Kind == config.RuleNodeAffinity && x.Strict:
+				how = "strict"
+			case x.Kind == config.RuleNodeAffinity:
+				how = "preferred"
+			case x.Kind == config.RuleVMHost && x.Must:
+				how = "must"
+			case x.Kind == config.RuleVMHost:
+				how = "should"
+			}
+			conflict := "-"
+			if len(x.Conflicts) > 0 {
+				conflict = x.Conflicts[0].Text
+			}
+			t.add(x.Name, x.Kind, strings.Join(x.Resources, " "), dash(strings.Join(nodes, " ")), how, conflict)
+		}
+		t.write(w, painterFor(w))
+		return nil
+	}
+	return cmd
+}
+
+func newLogin(a *app) *cobra.Command {
+	var token, cluster string
+	cmd := &cobra.Command{Use: "login SERVER", Short: "Remember a server for the next commands: https://HOST:PORT, or the path of its socket", Args: cobra.ExactArgs(1)}
+	cmd.Flags().StringVar(&token, "token", "", "an API token; - reads it from standard input")
+	cmd.Flags().StringVar(&cluster, "default-cluster", "", "the cluster that is meant when --cluster is not given")
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		if token == "-" {
+			b, err := io.ReadAll(io.LimitReader(a.in, 4096))
+			if err != nil {
+				return err
+			}
+			token = strings.TrimSpace(string(b))
+		}
+		l := &login{Server: args[0], Token: token, Cluster: cluster}
+		s, err := dialServer(l)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(c.Context(), askLimit)
+		defer cancel()
+		r, err := s.system.GetServer(ctx, &hanokv1.GetServerRequest{})
+		if err != nil {
+			return err
+		}
+		path, err := loginFile()
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		if err := writeWhole(path, func(w io.Writer) error { return writeJSON(w, l) }); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "commands go to %s (%s, version %s) now; hanok logout ends that\n", args[0], r.Name, r.Version)
+		return nil
+	}
+	return cmd
+}
+
+func newLogout() *cobra.Command {
+	return &cobra.Command{Use: "logout", Short: "Forget the server; commands ask this host again", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			path, err := loginFile()
+			if err == nil {
+				if err = os.Remove(path); os.IsNotExist(err) {
+					err = nil
+				}
+			}
+			return err
+		}}
+}
+
+// newApplyTop is `hanok apply`: the wanted configuration on a server, which may
+// not know the cluster yet.
+func newApplyTop(a *app) *cobra.Command {
+	var file string
+	var dryRun bool
+	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Make a cluster file the wanted configuration (through a server)", Args: cobra.NoArgs,
+		Long: "Make a cluster file the wanted configuration of its cluster, which is added if\nthe server does not know it. The file's version must be the newest that the\nserver has (hanok get -o yaml): otherwise somebody else changed it meanwhile."}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "the cluster file, - for standard input")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only check it and show its effect")
+	_ = cmd.MarkFlagRequired("file")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		s, check, next, err := a.check(c, file)
+		if err != nil {
+			return err
+		}
+		w := c.OutOrStdout()
+		printCheck(w, check)
+		if dryRun {
+			fmt.Fprintf(w, "would become version %d\n", check.NextVersion)
+			return nil
+		}
+		expected := next.Version
+		if check.CurrentVersion == 0 {
+			expected = 0
+		}
+		b, err := next.Marshal()
+		if err != nil {
+			return err
+		}
+		r, err := s.config.ApplyConfig(c.Context(), &hanokv1.ApplyConfigRequest{Cluster: next.Name, Yaml: string(b), ExpectedVersion: expected})
+		if err != nil {
+			return err
+		}
+		return s.wait(c, r.Task)
+	}
+	return cmd
+}
+
+// check asks the server what a file would mean.
+func (a *app) check(c *cobra.Command, file string) (*apiClient, *hanokv1.CheckConfigResponse, *config.Cluster, error) {
+	next, err := a.readCluster(file)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	b, err := next.Marshal()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	s, err := a.api()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	r, err := s.config.CheckConfig(c.Context(), &hanokv1.CheckConfigRequest{Yaml: string(b)})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if r.Errors != nil && len(r.Errors.Errors) > 0 {
+		e := r.Errors.Errors[0]
+		return nil, nil, nil, Fail(ExitRefused, e.Remedy, "%s: %s", e.Field, e.Text)
+	}
+	return s, r, next, nil
+}
+
+func printCheck(w io.Writer, r *hanokv1.CheckConfigResponse) {
+	for _, x := range r.Changes {
+		fmt.Fprintln(w, config.Change{Field: x.Field, Old: x.Old, New: x.New, Op: x.Op})
+	}
+	for _, x := range r.Conflicts {
+		fmt.Fprintf(w, "rules %s contradict each other: %s\n", strings.Join(x.Rules, ", "), x.Text)
+	}
+	if r.Admission != nil && !r.Admission.Ok {
+		fmt.Fprintf(w, "admission control (%s): %s\n", r.Admission.Policy, r.Admission.Text)
+	}
+	for _, o := range r.Ineffective {
+		fmt.Fprintf(w, "note: this version of Hanok does not act on %s\n", o)
+	}
+}
+
+func newGet(a *app) *cobra.Command {
+	var version uint64
+	var out string
+	cmd := &cobra.Command{Use: "get", Short: "Print the wanted configuration, to be edited and applied (through a server)", Args: cobra.NoArgs}
+	cmd.Flags().Uint64Var(&version, "version", 0, "an older version")
+	cmd.Flags().StringVarP(&out, "output", "o", "yaml", "output: yaml")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		if out != "yaml" {
+			return usage("use -o yaml", "unknown output %q", out)
+		}
+		s, err := a.api()
+		if err != nil {
+			return err
+		}
+		cluster, err := s.clusterName(c.Context())
+		if err != nil {
+			return err
+		}
+		r, err := s.config.GetConfig(c.Context(), &hanokv1.GetConfigRequest{Cluster: cluster, Version: version})
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(c.OutOrStdout(), r.Config.Yaml)
+		return err
+	}
+	return cmd
+}
+
+func newDiff(a *app) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{Use: "diff [-f FILE]", Short: "Show how a file, or what the hosts have, differs from what is wanted (through a server)", Args: cobra.NoArgs,
+		Long: "Show how a file differs from the wanted configuration; without one, how what the\nhosts work with differs from it (drift). Exit code 1 when something differs."}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "the cluster file, - for standard input")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		w := c.OutOrStdout()
+		differs := Fail(ExitFailed, "", "there are differences")
+		if file != "" {
+			_, r, _, err := a.check(c, file)
+			if err != nil {
+				return err
+			}
+			if printCheck(w, r); len(r.Changes) > 0 {
+				return differs
+			}
+			return nil
+		}
+		s, err := a.api()
+		if err != nil {
+			return err
+		}
+		cluster, err := s.clusterName(c.Context())
+		if err != nil {
+			return err
+		}
+		r, err := s.inventory.GetCluster(c.Context(), &hanokv1.GetClusterRequest{Cluster: cluster})
+		if err != nil || r.Cluster.Drift == nil {
+			return err
+		}
+		fmt.Fprintln(w, r.Cluster.Drift.Text)
+		for _, x := range r.Cluster.Drift.Changes {
+			fmt.Fprintln(w, config.Change{Field: x.Field, Old: x.Old, New: x.New, Op: x.Op})
+		}
+		return differs
+	}
+	return cmd
+}
+
+func newWatch(a *app) *cobra.Command {
+	var kinds []string
+	cmd := &cobra.Command{Use: "watch", Short: "Show changes as they happen, one JSON object a line (through a server)", Args: cobra.NoArgs}
+	cmd.Flags().StringSliceVar(&kinds, "kind", nil, "only cluster, host, vm, datastore or task")
+	cmd.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := a.api()
+		if err != nil {
+			return err
+		}
+		token := ""
+		for {
+			stream, err := s.inventory.Watch(c.Context(), &hanokv1.WatchRequest{Cluster: s.login.Cluster, Kinds: kinds, ResumeToken: token})
+			if err != nil {
+				return err
+			}
+			for stream.Receive() {
+				m := stream.Msg()
+				if m.ResumeToken != "" {
+					token = m.ResumeToken
+				}
+				if m.GetIdle() != nil {
+					continue
+				}
+				b, err := protojson.Marshal(m)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout(), string(b))
+			}
+			err = stream.Err()
+			_ = stream.Close()
+			switch {
+			case c.Context().Err() != nil:
+				return nil
+			case token == "" || explain(err).Code != ExitUnreachable:
+				return err
+			}
+			select { // the server comes back; nothing is missed
+			case <-c.Context().Done():
+				return nil
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	return cmd
+}

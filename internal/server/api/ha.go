@@ -1,0 +1,352 @@
+package api
+
+import (
+	"context"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/rules"
+	"hanok.dev/hanok/internal/server/view"
+	"hanok.dev/hanok/internal/snapshot"
+	"hanok.dev/hanok/internal/store"
+)
+
+// problems are what is wrong with a cluster, as its hosts would say it.
+func problems(r *hanokv1.GetStatusResponse) []*hanokv1.Problem {
+	var out []*hanokv1.Problem
+	c := r.Cluster
+	if c.Unreachable != "" {
+		out = append(out, &hanokv1.Problem{Text: "The server has no present account of the hosts: " + c.Unreachable,
+			Remedy: "check that the server reaches port 8183 of the hosts; failover goes on without it"})
+		if c.Reported == nil {
+			return out
+		}
+	}
+	s := view.Status(r, time.Now())
+	s.FindProblems()
+	for _, p := range s.Problems {
+		out = append(out, &hanokv1.Problem{About: p.About, Text: p.Text, Remedy: p.Remedy})
+	}
+	if d := c.Drift; d != nil && d.Foreign {
+		out = append(out, &hanokv1.Problem{Text: d.Text, Remedy: "hanok diff shows what differs"})
+	}
+	return out
+}
+
+// HA is HAService.
+type HA struct{ *API }
+
+// GetHAStatus implements the service.
+func (a HA) GetHAStatus(_ context.Context, r *hanokv1.GetHAStatusRequest) (*hanokv1.GetHAStatusResponse, error) {
+	w := a.cache.Wanted(r.Cluster)
+	if w == nil {
+		return nil, a.noCluster(r.Cluster)
+	}
+	out := &hanokv1.GetHAStatusResponse{Version: w.Cluster.Version, ResumeToken: a.now()}
+	c := a.cluster(r.Cluster)
+	out.Control = control(c, a.cache.Datastores(r.Cluster))
+	for _, h := range a.cache.Hosts(r.Cluster) {
+		out.Agents = append(out.Agents, agentRow(c, h))
+	}
+	out.Resources = a.resources(r.Cluster, w.Cluster)
+	for _, x := range ruleList(r.Cluster, w.Cluster) {
+		switch x.Kind {
+		case config.RuleNodeAffinity:
+			out.NodeRules = append(out.NodeRules, x)
+		case config.RuleResourceAffinity:
+			out.ResourceRules = append(out.ResourceRules, x)
+		default:
+			out.HostRules = append(out.HostRules, x)
+		}
+	}
+	return out, nil
+}
+
+// The words and colours of the agent status page.
+const (
+	green = "green"
+	amber = "amber"
+	red   = "red"
+	grey  = "grey"
+)
+
+// control is the row of the primary: can HA act?
+func control(c *hanokv1.Cluster, stores []*hanokv1.Datastore) *hanokv1.ControlRow {
+	out := &hanokv1.ControlRow{Node: c.Primary, Role: "CRM (master node)", Service: "Control"}
+	with, owned := 0, 0
+	var missing []string
+	for _, d := range stores {
+		if d.Vms == 0 && d.Owner == "" {
+			continue
+		}
+		with++
+		if d.Owner == c.Primary && c.Primary != "" {
+			owned++
+		} else {
+			missing = append(missing, d.Name)
+		}
+	}
+	switch {
+	case c.Unreachable != "":
+		out.State, out.Colour, out.Reason = "No Quorum", red, c.Unreachable
+	case c.Primary == "":
+		out.State, out.Colour, out.Reason = "No Quorum", red, "there is no primary: HA cannot act"
+	case !c.Ha:
+		out.State, out.Colour, out.Reason = "partial", amber, "HA is off"
+	case owned == with:
+		out.State, out.Colour = "quorum OK", green
+	case owned > 0:
+		out.State, out.Colour, out.Reason = "partial", amber, "the primary does not own the protected list of "+strings.Join(missing, ", ")
+	default:
+		out.State, out.Colour, out.Reason = "No Quorum", red, "the primary owns no protected list: HA cannot act"
+	}
+	return out
+}
+
+// agentRow is one node's row.
+func agentRow(c *hanokv1.Cluster, h *hanokv1.Host) *hanokv1.AgentRow {
+	out := &hanokv1.AgentRow{Node: h.Name, Role: "LRM", Service: "active", Reason: h.Reason}
+	if h.Maintenance {
+		out.Service = "maintenance"
+	}
+	set := func(state, name, colour string) { out.State, out.Name, out.Colour = state, name, colour }
+	lost := !h.Guard
+	for _, l := range h.Leases {
+		lost = lost || !l.Ok
+	}
+	switch model.HostState(h.State) {
+	case model.HostPrimary, model.HostConnected, model.HostMaintenance:
+		switch {
+		case lost:
+			set("lost_agent_lock", "lost lock", red)
+			if out.Reason == "" {
+				out.Reason = "its guard has no lease on every datastore"
+			}
+		case h.Vms > 0 && c.Ha:
+			set("active", "active", green)
+		default:
+			set("wait_for_agent_lock", "idle", grey)
+		}
+	case model.HostUninitialized, model.HostElection, model.HostStandby:
+		set("wait_for_agent_lock", "idle", grey)
+	case model.HostFailed, model.HostPartitioned, model.HostIsolated:
+		set("lost_agent_lock", "lost lock", red)
+	default:
+		set("error", "error", red)
+	}
+	if !c.Ha {
+		out.Service = "HA off"
+	}
+	return out
+}
+
+// resources are the VMs of the file and those that hosts report, by name.
+func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
+	byName := map[string]*hanokv1.Resource{}
+	for i := range c.VMs {
+		v := &c.VMs[i]
+		byName[v.Name] = &hanokv1.Resource{Cluster: cluster, Id: v.Type + ":" + v.Name, Node: string(v.Host), Type: v.Type, Name: v.Name, State: string(v.Requested),
+			Requested: string(v.Requested), MaxRestart: int32(v.Restart.MaxRestart), MaxRelocate: int32(v.Restart.MaxRelocate), Failback: v.Restart.Failback,
+			Priority: string(v.Restart.Priority), Datastore: string(v.Datastore), Configured: true}
+	}
+	a.cache.VMs(cluster, "", func(v *hanokv1.VM) bool {
+		r := byName[v.Name]
+		if r == nil {
+			r = &hanokv1.Resource{Cluster: cluster, Id: "vm:" + v.Name, Type: "vm", Name: v.Name, Requested: string(model.RequestedStarted), MaxRestart: 1, MaxRelocate: 1,
+				Failback: true, Priority: v.Priority, Datastore: v.Datastore}
+			byName[v.Name] = r
+		}
+		r.Node, r.State, r.Reason = v.Host, v.State, v.Reason
+		return true
+	})
+	out := make([]*hanokv1.Resource, 0, len(byName))
+	for _, r := range byName {
+		out = append(out, r)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// ListResources implements the service.
+func (a HA) ListResources(_ context.Context, r *hanokv1.ListResourcesRequest) (*hanokv1.ListResourcesResponse, error) {
+	p, err := pageOf(r.PageSize, r.PageToken)
+	if err != nil {
+		return nil, err
+	}
+	w := a.cache.Wanted(r.Cluster)
+	if w == nil {
+		return nil, a.noCluster(r.Cluster)
+	}
+	out := &hanokv1.ListResourcesResponse{Version: w.Cluster.Version}
+	out.Resources, out.NextPageToken = cut(p, a.resources(r.Cluster, w.Cluster), func(x *hanokv1.Resource) string { return x.Name })
+	return out, nil
+}
+
+// PutResource implements the service.
+func (a HA) PutResource(ctx context.Context, r *hanokv1.PutResourceRequest) (*hanokv1.PutResourceResponse, error) {
+	x := r.Resource
+	if x == nil || x.Name == "" {
+		return nil, invalid("resource.name", "", "is required")
+	}
+	if x.Id != "" && x.Id != x.Type+":"+x.Name {
+		return nil, invalid("resource.id", "leave the id out, or TYPE:NAME", "%q does not belong to %s %s: the id of a resource is fixed", x.Id, x.Type, x.Name)
+	}
+	out := &hanokv1.PutResourceResponse{}
+	return out, a.change(ctx, "PutResource", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "resource "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) { return a.withResource(r.Cluster, c, x) })
+		if err != nil {
+			return nil, err
+		}
+		out.Version, out.Task = e.version, e.task
+		return t, nil
+	})
+}
+
+// withResource sets a VM's part of a cluster file.
+func (a *API) withResource(cluster string, c *config.Cluster, x *hanokv1.Resource) (*config.Cluster, error) {
+	v := c.VMByName(x.Name)
+	if v == nil {
+		n := config.NewVM(x.Name)
+		if seen := a.cache.VM(cluster, x.Name); seen != nil {
+			n.ID, n.Datastore = model.VMID(seen.Id), model.DatastoreName(seen.Datastore)
+		}
+		c.VMs = append(c.VMs, n)
+		v = &c.VMs[len(c.VMs)-1]
+	}
+	if x.Type != "" {
+		v.Type = x.Type
+	}
+	if x.Datastore != "" {
+		v.Datastore = model.DatastoreName(x.Datastore)
+	}
+	if x.Requested != "" {
+		v.Requested = model.Requested(x.Requested)
+	}
+	if x.Priority != "" {
+		v.Restart.Priority = model.Priority(x.Priority)
+	}
+	v.Restart.MaxRestart, v.Restart.MaxRelocate, v.Restart.Failback = int(x.MaxRestart), int(x.MaxRelocate), x.Failback
+	return c, nil
+}
+
+// RemoveResource implements the service.
+func (a HA) RemoveResource(ctx context.Context, r *hanokv1.RemoveResourceRequest) (*hanokv1.RemoveResourceResponse, error) {
+	out := &hanokv1.RemoveResourceResponse{}
+	return out, a.change(ctx, "RemoveResource", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "resource "+r.Resource+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
+			i := slices.IndexFunc(c.VMs, func(v config.VM) bool { return v.Name == r.Resource })
+			if i < 0 {
+				return nil, invalid("resource", "ListResources shows them", "the cluster file has no VM %q", r.Resource)
+			}
+			c.VMs = slices.Delete(c.VMs, i, i+1)
+			return c, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		out.Version, out.Task = e.version, e.task
+		return t, nil
+	})
+}
+
+// ruleList are the rules of a cluster file with their conflicts.
+func ruleList(cluster string, c *config.Cluster) []*hanokv1.Rule {
+	report := snapshot.Check(c, rules.Options{})
+	byRule := map[string][]*hanokv1.Conflict{}
+	for _, x := range report.Conflicts {
+		byRule[x.Disabled] = append(byRule[x.Disabled], &hanokv1.Conflict{Rules: x.Rules, Vms: x.VMs, Text: x.Reason})
+	}
+	var out []*hanokv1.Rule
+	for i := range c.Rules {
+		r := &c.Rules[i]
+		x := &hanokv1.Rule{Cluster: cluster, Name: r.Name, Kind: r.Kind, Resources: r.VMs, Strict: r.Strict, Policy: r.Policy, HostGroups: r.HostGroups, Must: r.Must,
+			Conflicts: byRule[r.Name]}
+		for h, weight := range r.Hosts {
+			x.Nodes = append(x.Nodes, &hanokv1.NodeWeight{Node: string(h), Weight: int32(weight)})
+		}
+		sort.Slice(x.Nodes, func(i, j int) bool {
+			if x.Nodes[i].Weight != x.Nodes[j].Weight {
+				return x.Nodes[i].Weight > x.Nodes[j].Weight
+			}
+			return x.Nodes[i].Node < x.Nodes[j].Node
+		})
+		out = append(out, x)
+	}
+	return out
+}
+
+// ListRules implements the service.
+func (a HA) ListRules(_ context.Context, r *hanokv1.ListRulesRequest) (*hanokv1.ListRulesResponse, error) {
+	p, err := pageOf(r.PageSize, r.PageToken)
+	if err != nil {
+		return nil, err
+	}
+	w := a.cache.Wanted(r.Cluster)
+	if w == nil {
+		return nil, a.noCluster(r.Cluster)
+	}
+	list := slices.DeleteFunc(ruleList(r.Cluster, w.Cluster), func(x *hanokv1.Rule) bool { return r.Kind != "" && x.Kind != r.Kind })
+	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
+	out := &hanokv1.ListRulesResponse{Version: w.Cluster.Version}
+	out.Rules, out.NextPageToken = cut(p, list, func(x *hanokv1.Rule) string { return x.Name })
+	return out, nil
+}
+
+// PutRule implements the service.
+func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.PutRuleResponse, error) {
+	x := r.Rule
+	if x == nil || x.Name == "" {
+		return nil, invalid("rule.name", "", "is required")
+	}
+	out := &hanokv1.PutRuleResponse{}
+	return out, a.change(ctx, "PutRule", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "rule "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) {
+			i := slices.IndexFunc(c.Rules, func(o config.Rule) bool { return o.Name == x.Name })
+			if i < 0 {
+				c.Rules = append(c.Rules, config.Rule{Name: x.Name})
+				i = len(c.Rules) - 1
+			}
+			o := &c.Rules[i] // what the API does not show stays
+			o.Kind, o.VMs, o.Strict, o.Policy, o.HostGroups, o.Must = x.Kind, x.Resources, x.Strict, x.Policy, x.HostGroups, x.Must
+			o.Hosts = nil
+			for _, n := range x.Nodes {
+				if o.Hosts == nil {
+					o.Hosts = map[model.HostID]int{}
+				}
+				o.Hosts[model.HostID(n.Node)] = int(n.Weight)
+			}
+			return c, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		out.Version, out.Task = e.version, e.task
+		out.Conflicts = conflicts(snapshot.Check(e.cluster, rules.Options{}))
+		return t, nil
+	})
+}
+
+// RemoveRule implements the service.
+func (a HA) RemoveRule(ctx context.Context, r *hanokv1.RemoveRuleRequest) (*hanokv1.RemoveRuleResponse, error) {
+	out := &hanokv1.RemoveRuleResponse{}
+	return out, a.change(ctx, "RemoveRule", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "rule "+r.Rule+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
+			i := slices.IndexFunc(c.Rules, func(o config.Rule) bool { return o.Name == r.Rule })
+			if i < 0 {
+				return nil, invalid("rule", "ListRules shows them", "the cluster file has no rule %q", r.Rule)
+			}
+			c.Rules = slices.Delete(c.Rules, i, i+1)
+			return c, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		out.Version, out.Task = e.version, e.task
+		return t, nil
+	})
+}

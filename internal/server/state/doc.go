@@ -1,0 +1,21 @@
+// Package state is what a server knows, as typed objects over package store:
+// which keys there are, what their values mean, and which changes belong
+// together.
+//
+//	config/<cluster>                wanted cluster file, the newest version
+//	version/<cluster>/<version>     each version, with who made it and what changed
+//	foreign/<cluster>               what the hosts have and nobody configured here
+//	cluster/<cluster>               the hosts' account of the cluster
+//	host/<cluster>/<host>           … of a host
+//	vm/<cluster>/<id>               … of a VM
+//	datastore/<cluster>/<name>      … of a datastore
+//	event/<cluster>/<id>            events, in the order of their creation
+//	cursor/<cluster>/<stream>       how far a stream of events has been read
+//	task/<id>                       long operations
+//	done/<principal>/<key>          requests that were carried out (idempotency)
+//
+// Values are messages of the API in protobuf, so that a newer server reads what
+// an older one wrote. Cluster files are compressed.
+//
+// [Cache] follows all but events and versions in memory and answers lists.
+package state

@@ -1,0 +1,82 @@
+package work
+
+import (
+	"context"
+	"time"
+
+	"hanok.dev/hanok/internal/server/api"
+	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/store"
+)
+
+// What is kept.
+const (
+	keepEvents   = 20000 // of each cluster, the newest
+	keepVersions = 500   // of each cluster file
+	keepTasks    = 5000  // that have ended
+	cleanEvery   = time.Minute
+)
+
+// clean removes what is old, now and then.
+func (w *worker) clean(ctx context.Context) {
+	tick := time.NewTicker(cleanEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := w.cleanOnce(ctx, keepEvents); err != nil && ctx.Err() == nil {
+			w.Log.Warn("old events and tasks were not removed", "err", err)
+		}
+	}
+}
+
+func (w *worker) cleanOnce(ctx context.Context, events int) error {
+	for _, name := range append(w.Cache.Names(), "-") {
+		for prefix, keep := range map[string]int{state.EventPrefix(name): events, state.VersionPrefix(name): keepVersions} {
+			items, _, err := w.Store.List(ctx, prefix, store.ListOptions{NewestFirst: true, KeysOnly: true})
+			if err != nil {
+				return err
+			}
+			if err := w.remove(ctx, items[min(keep, len(items)):]); err != nil {
+				return err
+			}
+		}
+	}
+	var old []store.Item
+	ended := 0
+	for _, t := range w.Cache.Tasks() {
+		if state.Ended(t) {
+			if ended++; ended > keepTasks {
+				old = append(old, store.Item{Key: state.TaskKey(t.Id)})
+			}
+		}
+	}
+	done, _, err := w.Store.List(ctx, state.DonePrefix, store.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, it := range done {
+		if time.Since(api.DoneAt(it.Value)) > api.KeepDone {
+			old = append(old, it)
+		}
+	}
+	return w.remove(ctx, old)
+}
+
+func (w *worker) remove(ctx context.Context, items []store.Item) error {
+	for len(items) > 0 {
+		n := min(len(items), store.MaxOps)
+		t := new(store.Txn)
+		for _, it := range items[:n] {
+			t.Delete(it.Key)
+		}
+		if _, err := w.commit(ctx, t); err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+	return nil
+}

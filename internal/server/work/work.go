@@ -1,0 +1,215 @@
+package work
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/pki"
+	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/store"
+)
+
+// Agent is a connection to a host's agent (local.Client over TLS).
+type Agent interface {
+	Status(ctx context.Context) (*local.Status, error)
+	Admin(ctx context.Context, req fdm.AdminRequest) (fdm.AdminReply, error)
+	Config(ctx context.Context) ([]byte, error)
+	Follow(ctx context.Context, after string, own bool, gap func(), each func(*event.Event) error) error
+	Close()
+}
+
+// Dial makes a connection to the agent of a host of a cluster file.
+type Dial func(c *config.Cluster, host model.HostID) (Agent, error)
+
+// TLS dials agents with the server's certificate of the cluster.
+func TLS(credentials func(clusterID string) (*pki.Credentials, error), port uint16) Dial {
+	return func(c *config.Cluster, host model.HostID) (Agent, error) {
+		creds, err := credentials(c.ID)
+		if err != nil {
+			return nil, err
+		}
+		var addrs []netip.AddrPort
+		if h := c.HostByName(host); h != nil {
+			for _, n := range c.HeartbeatNetworks() {
+				if a := h.AddressOf(n); a.IsValid() {
+					addrs = append(addrs, netip.AddrPortFrom(a, port))
+				}
+			}
+		}
+		return local.NewRemoteClient(creds, host, addrs), nil
+	}
+}
+
+// Config sets the work up.
+type Config struct {
+	// Name is what this server is called as leader.
+	Name  string
+	Store *store.Store
+	Cache *state.Cache
+	Dial  Dial
+	Log   *slog.Logger
+	// Interval is how often the primary is asked. Default 1 s.
+	Interval time.Duration
+	// TaskLimit is how long a task may wait for its outcome. Default 3 min.
+	TaskLimit time.Duration
+}
+
+// Leadership is the name under which servers elect who works.
+const Leadership = "work"
+
+// Run leads whenever it may, until ctx ends.
+func Run(ctx context.Context, cfg Config) {
+	if cfg.Interval <= 0 {
+		cfg.Interval = time.Second
+	}
+	if cfg.TaskLimit <= 0 {
+		cfg.TaskLimit = 3 * time.Minute
+	}
+	for ctx.Err() == nil {
+		lead, err := cfg.Store.Lead(ctx, Leadership, cfg.Name)
+		if err != nil {
+			if ctx.Err() == nil {
+				cfg.Log.Warn("this server cannot stand for election", "err", err)
+				pause(ctx, time.Second)
+			}
+			continue
+		}
+		cfg.Log.Info("this server does the background work now")
+		w := &worker{Config: cfg, lead: lead, clusters: map[string]*follower{}, tasks: map[string]bool{}}
+		w.run(ctx)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		lead.Resign(stop)
+		cancel()
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// worker is one leadership.
+type worker struct {
+	Config
+	lead *store.Leadership
+	wg   sync.WaitGroup
+
+	mu       sync.Mutex
+	clusters map[string]*follower
+	tasks    map[string]bool // being carried out
+}
+
+func (w *worker) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer w.wg.Wait()
+	defer cancel()
+	go func() {
+		select {
+		case <-w.lead.Lost():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	// What was written before this server led must be known first.
+	if rev, err := w.Store.Revision(ctx); err != nil || w.Cache.Wait(ctx, rev) != nil {
+		return
+	}
+	w.wg.Go(func() { w.clean(ctx) })
+	for {
+		moved := w.Cache.Moved() // before looking
+		w.attend(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-moved:
+		}
+	}
+}
+
+// attend starts and stops followers and tasks as the state wants it.
+func (w *worker) attend(ctx context.Context) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	known := map[string]bool{}
+	for _, name := range w.Cache.Names() {
+		known[name] = true
+		if w.clusters[name] == nil {
+			f := newFollower(w, name)
+			fctx, cancel := context.WithCancel(ctx)
+			f.stop = cancel
+			w.clusters[name] = f
+			w.wg.Go(func() { f.run(fctx) })
+		}
+	}
+	for name, f := range w.clusters {
+		if !known[name] {
+			f.stop()
+			delete(w.clusters, name)
+		}
+	}
+	for _, t := range w.Cache.Tasks() {
+		if state.Ended(t) || w.tasks[t.Id] || len(w.tasks) >= maxTasks {
+			continue
+		}
+		w.tasks[t.Id] = true
+		id := t.Id
+		w.wg.Go(func() {
+			w.task(ctx, id)
+			w.mu.Lock()
+			delete(w.tasks, id)
+			w.mu.Unlock()
+		})
+	}
+}
+
+func (w *worker) follower(cluster string) *follower {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.clusters[cluster]
+}
+
+var errDeposed = errors.New("another server does the background work now")
+
+// commit writes with the leadership as a condition.
+func (w *worker) commit(ctx context.Context, t *store.Txn) (int64, error) {
+	rev, err := w.Store.Commit(ctx, w.lead.Fence(t))
+	if errors.Is(err, store.ErrConflict) {
+		select {
+		case <-w.lead.Lost():
+			return 0, errDeposed
+		default:
+		}
+	}
+	return rev, err
+}
+
+// order sends a request to the cluster's primary, through any host.
+func (f *follower) order(ctx context.Context, req fdm.AdminRequest) (fdm.AdminReply, error) {
+	a, host, err := f.agent()
+	if err != nil {
+		return fdm.AdminReply{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Second)
+	defer cancel()
+	f.w.Store.Failpoint("agent.before")
+	r, err := a.Admin(ctx, req)
+	f.w.Store.Failpoint("agent.after")
+	if err != nil {
+		return r, fmt.Errorf("ask %s: %w", host, err)
+	}
+	return r, nil
+}
