@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement soak fuzz model clean bench-isolation sim-scenarios bench-sim
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios soak fuzz model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -43,6 +43,7 @@ test-lab: build ## end-to-end tests on real hosts and VMs, in real time
 
 test-long: deps build ## what takes longer: flapping networks, repeated power loss, soak
 	$(GO) test -count=1 -timeout 60m -v ./test/long
+	HANOK_KILLS=1000 $(GO) test -count=1 -timeout 120m -v -run TestKilledAtFailpoints ./internal/server
 	$(GO) run ./test/bench/soak
 
 bench-failover: deps build ## time from power loss to running elsewhere (RUNS=10)
@@ -73,6 +74,9 @@ sim-scenarios: ## the scenario library in virtual time, and each of them red wit
 
 bench-sim: ## speed of the simulator on one core: medians of RUNS runs of each size (RUNS=3)
 	GOMAXPROCS=1 $(GO) run ./test/bench/sim -runs $(if $(filter 10,$(RUNS)),3,$(RUNS))
+
+bench-server: ## one server with 1,000 hosts and 20,000 VMs reporting to it
+	$(GO) run ./test/bench/server
 
 soak: deps build ## ten minutes with both cores saturated by other work
 	$(GO) run ./test/bench/soak

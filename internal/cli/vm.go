@@ -133,7 +133,11 @@ const adminLimit = 2 * time.Minute
 
 // order sends a request and turns a refusal into an error.
 func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
-	r, err := a.agent().Admin(ctx, req)
+	to := a.agent()
+	if req.Leave != nil {
+		to = local.NewClient(a.socket) // it is about this host
+	}
+	r, err := to.Admin(ctx, req)
 	if err != nil {
 		return "", err
 	}

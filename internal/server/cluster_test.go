@@ -74,13 +74,19 @@ func (r *rig) serve(s *Server) {
 	r.events, r.ha = hanokv1connect.NewEventServiceClient(h, at), hanokv1connect.NewHAServiceClient(h, at)
 }
 
-func newRig(t *testing.T) *rig {
+// newRigWithoutCluster is a server that does not know its hosts' cluster yet.
+func newRigWithoutCluster(t *testing.T) *rig {
 	t.Helper()
 	hosts, err := fakeagent.New(parsed(t, clusterFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRigAt(t, hosts, t.TempDir())
+	return newRigAt(t, hosts, t.TempDir())
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := newRigWithoutCluster(t)
 	out, err := r.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: clusterFile})
 	if err != nil {
 		t.Fatal(err)

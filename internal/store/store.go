@@ -95,7 +95,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	if s.id, err = s.identify(ctx); err != nil {
+	if s.id, err = s.identify(ctx); err == nil && s.member != nil {
+		// Whoever led in this directory is gone: this process has it alone.
+		_, err = s.Commit(ctx, new(Txn).DeleteAll("lead/"))
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("store: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,7 +86,7 @@ func Run(ctx context.Context, cfg Config) {
 			continue
 		}
 		cfg.Log.Info("this server does the background work now")
-		w := &worker{Config: cfg, lead: lead, clusters: map[string]*follower{}, tasks: map[string]bool{}}
+		w := &worker{Config: cfg, lead: lead, clusters: map[string]*follower{}, tasks: map[string]bool{}, again: make(chan struct{}, 1)}
 		w.run(ctx)
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		lead.Resign(stop)
@@ -111,6 +112,7 @@ type worker struct {
 	mu       sync.Mutex
 	clusters map[string]*follower
 	tasks    map[string]bool // being carried out
+	again    chan struct{}   // one of them ended
 }
 
 func (w *worker) run(ctx context.Context) {
@@ -136,6 +138,7 @@ func (w *worker) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-moved:
+		case <-w.again:
 		}
 	}
 }
@@ -161,8 +164,18 @@ func (w *worker) attend(ctx context.Context) {
 			delete(w.clusters, name)
 		}
 	}
-	for _, t := range w.Cache.Tasks() {
-		if state.Ended(t) || w.tasks[t.Id] || len(w.tasks) >= maxTasks {
+	tasks := w.Cache.Tasks()
+	slices.Reverse(tasks) // the oldest first
+	busy := map[string]bool{}
+	for _, t := range tasks {
+		if state.Ended(t) {
+			continue
+		}
+		// Orders about one VM are carried out one after another.
+		about := t.Cluster + "/" + t.Target
+		waits := t.Target != "" && busy[about] && !t.CancelRequested
+		busy[about] = true
+		if waits || w.tasks[t.Id] || len(w.tasks) >= maxTasks {
 			continue
 		}
 		w.tasks[t.Id] = true
@@ -172,6 +185,10 @@ func (w *worker) attend(ctx context.Context) {
 			w.mu.Lock()
 			delete(w.tasks, id)
 			w.mu.Unlock()
+			select { // the next one may begin
+			case w.again <- struct{}{}:
+			default:
+			}
 		})
 	}
 }
