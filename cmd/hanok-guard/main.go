@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -23,6 +24,7 @@ import (
 
 const usage = `hanok-guard run           guard this host until told to stop; --log auto|journal|syslog|stderr
 hanok-guard status        show the guard's view as JSON
+hanok-guard may-stop      wait until the guard may be stopped for good, at most 30 s
 hanok-guard hook ARGS     answer libvirt's hook; the domain's XML is on standard input
 hanok-guard install-hook  install the libvirt hook script
 `
@@ -55,6 +57,8 @@ func run(args []string) int {
 		return report(guard.Run(ctx, opts))
 	case "status":
 		return report(status())
+	case "may-stop":
+		return report(mayStop())
 	case "hook":
 		daemon, _ := strconv.Atoi(os.Getenv(hook.DaemonVariable)) // 0: unknown, the canary proves nothing
 		return hook.Run(args[1:], os.Stdin, os.Stderr,
@@ -95,19 +99,53 @@ func report(err error) int {
 	return 0
 }
 
-func status() error {
-	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
-	defer cancel()
-	c, err := ipc.Dial(ctx, paths.GuardSocket)
-	if err != nil {
-		return err
+// mayStopLimit is how long may-stop waits, mayStopPoll how often it asks.
+const (
+	mayStopLimit = 30 * time.Second
+	mayStopPoll  = 500 * time.Millisecond
+)
+
+// mayStop is for the removal of the package: it succeeds when the guard would
+// disarm the watchdog at its end.
+func mayStop() error {
+	for limit := time.Now().Add(mayStopLimit); ; time.Sleep(mayStopPoll) {
+		s, err := ask()
+		if err != nil {
+			return err
+		}
+		if s.StopProblem == "" {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return errors.New("the guard must not be stopped for good: " + s.StopProblem)
+		}
 	}
-	defer c.Close()
-	r, err := c.Call(ctx, lease.Request{Status: &lease.StatusRequest{}})
+}
+
+func status() error {
+	s, err := ask()
 	if err != nil {
 		return err
 	}
 	e := json.NewEncoder(os.Stdout)
 	e.SetIndent("", "  ")
-	return e.Encode(r.Status)
+	return e.Encode(s)
+}
+
+func ask() (*lease.Status, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
+	defer cancel()
+	c, err := ipc.Dial(ctx, paths.GuardSocket)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	r, err := c.Call(ctx, lease.Request{Status: &lease.StatusRequest{}})
+	if err != nil {
+		return nil, err
+	}
+	if r.Status == nil {
+		return nil, errors.New("the guard answered without its status: " + r.Text)
+	}
+	return r.Status, nil
 }

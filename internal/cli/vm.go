@@ -11,6 +11,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -191,18 +192,48 @@ func (a *app) waitsFor(ctx context.Context, home model.DatastoreName) string {
 }
 
 func newUnprotect(a *app) *cobra.Command {
-	return &cobra.Command{Use: "unprotect VM", Short: "Stop protecting a VM; it runs on", Args: cobra.ExactArgs(1),
-		Long:              "Stop protecting a VM: it runs on, and nothing restarts it. Its lock and its\ndefinition stay on the datastore.",
-		ValidArgsFunction: a.completeFrom(vmNames),
-		RunE: func(c *cobra.Command, args []string) error {
-			say := progress{w: c.ErrOrStderr()}
-			text, err := a.orderPrimary(c.Context(), askLimit, &say, "", fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: args[0]}})
+	var here bool
+	cmd := &cobra.Command{Use: "unprotect VM", Short: "Stop protecting a VM; it runs on", Args: cobra.MaximumNArgs(1),
+		Long:              "Stop protecting a VM: it runs on, and nothing restarts it. Its lock and its\ndefinition stay on the datastore.\n\n--here takes all VMs that run on this host, before Hanok is removed from it.",
+		ValidArgsFunction: a.completeFrom(vmNames)}
+	cmd.Flags().BoolVar(&here, "here", false, "all protected VMs that run on this host")
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		if here == (len(args) == 1) {
+			return usage("usage: "+c.UseLine(), "name a VM, or give --here")
+		}
+		names := args
+		if here {
+			var err error
+			if names, err = a.vmsHere(c.Context()); err != nil {
+				return err
+			}
+		}
+		say := progress{w: c.ErrOrStderr()}
+		for _, name := range names {
+			text, err := a.orderPrimary(c.Context(), askLimit, &say, "", fdm.AdminRequest{Unprotect: &fdm.VMRef{Name: name}})
 			if err != nil {
 				return err
 			}
 			fmt.Fprintln(c.OutOrStdout(), text)
-			return nil
-		}}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// vmsHere names, by id, the protected VMs that run on this host under its guard.
+func (a *app) vmsHere(ctx context.Context) ([]string, error) {
+	s, err := a.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, k := range s.Local.Locks {
+		if k.Phase != string(lease.PhaseGone) && s.VMByName(string(k.VM)) != nil {
+			out = append(out, string(k.VM))
+		}
+	}
+	return out, nil
 }
 
 type power struct {

@@ -214,9 +214,10 @@ func (g *Guard) take(ev *lease.Event) {
 // stop ends in the order that keeps the host safe: the watchdog is disarmed
 // only if nothing runs here.
 func (g *Guard) stop() {
-	disarm := g.machine.Stoppable()
+	why := g.machine.StopProblem()
+	disarm := why == ""
 	if !disarm && g.dog.armed() {
-		g.opts.Log.Warn("stopping while VMs run: the watchdog resets this host unless a guard starts again in time")
+		g.opts.Log.Warn("the watchdog stays armed: it resets this host unless a guard starts again in time", "why", why)
 	}
 	close(g.quit)
 	g.server.Close()

@@ -243,6 +243,9 @@ type Status struct {
 	HookSeen    bool              `json:"hookSeen"`           // the canary proved the hook in this libvirtd's life
 	Datastores  []DatastoreStatus `json:"datastores"`
 	VMs         []VMStatus        `json:"vms"`
+	// StopProblem is why the guard must not be stopped for good now; see
+	// Machine.StopProblem.
+	StopProblem string `json:"stopProblem,omitempty"`
 	// Warnings are facts about the guard's process that people must know, such
 	// as a missing real-time priority.
 	Warnings []string `json:"warnings,omitempty"`

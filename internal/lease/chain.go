@@ -445,7 +445,7 @@ func (m *Machine) wonClaim(c *chain) {
 	}
 	v := m.addVM(c.spec)
 	v.lock, v.epoch, v.nonce = lockHeld, c.rec.Epoch, c.rec.Nonce
-	v.foreign, v.inquired = false, false
+	v.foreign, v.inquired, v.dropped = false, false, false
 	switch {
 	case c.runningVM:
 		v.grant = grantNone

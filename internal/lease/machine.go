@@ -316,19 +316,29 @@ func (m *Machine) reconfigure(c *Config) {
 	m.statusDirty = true
 }
 
-// Stoppable reports whether the guard may end without a successor and disarm
-// the watchdog: no VM of this host has a process or a grant, and no claim is
-// under way.
-func (m *Machine) Stoppable() bool {
+// StopProblem says why the guard may not end without a successor and disarm the
+// watchdog; "" when it may: no claim or grant is under way, and no VM runs here
+// that another host could want. A VM that was taken off the protected list
+// while this guard watched is not wanted by any: it may run on without a guard.
+func (m *Machine) StopProblem() string {
 	for _, c := range m.chains {
 		if c.kind == chainClaim {
-			return false
+			return "a lock is being claimed"
 		}
 	}
 	for _, v := range m.order {
-		if !v.absent() || v.grant != grantNone {
-			return false
+		switch {
+		case v.grant != grantNone:
+			return v.name() + " is about to start here"
+		case v.absent():
+		case v.freeze != unfrozen:
+			return v.name() + " is frozen: without a guard nobody thaws it"
+		case !v.dropped:
+			return v.name() + " runs here and other hosts may take it over: move it, or take it off with `hanok vm unprotect`"
 		}
 	}
-	return m.scan.done
+	if !m.scan.done {
+		return "which VMs run here is not known yet"
+	}
+	return ""
 }

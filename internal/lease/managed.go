@@ -75,12 +75,17 @@ func (m *Machine) nameOf(id model.VMID) string {
 
 // setManaged replaces the managed VMs.
 func (m *Machine) setManaged(vms []ManagedVM) {
+	before := m.managed
 	m.managed = newManagedSet(vms)
 	for _, have := range m.order {
-		if v, ok := m.managed.find(have.id); ok && have.spec.Home == v.Home {
+		v, is := m.managed.find(have.id)
+		if is && have.spec.Home == v.Home {
 			have.spec = v
 		}
+		_, was := before.find(have.id)
+		have.dropped = !is && (was || have.dropped)
 	}
+	m.statusDirty = true
 }
 
 // ManagedVMs are the VMs that must not run without their locks, by id. The

@@ -14,6 +14,7 @@ func (m *Machine) Status(now time.Duration) Status {
 		Datastores: make([]DatastoreStatus, 0, len(m.stores)), VMs: make([]VMStatus, 0, len(m.order)),
 		Warnings: m.cfg.Warnings, LongestWrite: m.longestWrite}
 	out.Armed, out.ArmedWhy = m.armed()
+	out.StopProblem = m.StopProblem()
 	for _, s := range m.stores {
 		d := DatastoreStatus{Name: s.cfg.Name, OK: s.leased}
 		if s.hasS {

@@ -158,6 +158,18 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 			r.start(&saved)
 		}
 		return r.step(at, Event{Kind: EvTick})
+	case "managed": // [a]: the agent says which VMs are on the protected lists
+		q := &ManagedRequest{}
+		if arg(0) == "a" {
+			q.VMs = []ManagedVM{vmA}
+		}
+		return ask(Request{Managed: q})
+	case "may-stop?":
+		why := r.m.StopProblem()
+		if why == "" {
+			why = "yes"
+		}
+		return []Effect{{Kind: EffReply, Reply: &Reply{Code: CodeOK, Text: why}}}
 	case "hang-up":
 		return r.step(at, Event{Kind: EvConnLost, Conn: 1})
 	case "beat": // [contact]

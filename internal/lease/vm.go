@@ -64,6 +64,7 @@ type vm struct {
 	killing  bool
 	foreign  bool // runs without a lock
 	inquired bool // the lock of a foreign VM was looked at
+	dropped  bool // taken off the protected list since: no host wants its lock
 	retryAt  time.Duration
 	reason   string
 
