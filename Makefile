@@ -81,5 +81,8 @@ bench-server: ## one server with 1,000 hosts and 20,000 VMs reporting to it
 soak: deps build ## ten minutes with both cores saturated by other work
 	$(GO) run ./test/bench/soak
 
+packages: build ## deb and rpm of a host into dist/
+	scripts/packages.sh "$(VERSION)"
+
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist

@@ -26,7 +26,7 @@ const usage = `hanok-guard run           guard this host until told to stop; --l
 hanok-guard status        show the guard's view as JSON
 hanok-guard may-stop      wait until the guard may be stopped for good, at most 30 s
 hanok-guard hook ARGS     answer libvirt's hook; the domain's XML is on standard input
-hanok-guard install-hook  install the libvirt hook script
+hanok-guard install-hook [BINARY]  install the libvirt hook script
 `
 
 // statusLimit is how long status waits for the guard.
@@ -64,7 +64,13 @@ func run(args []string) int {
 		return hook.Run(args[1:], os.Stdin, os.Stderr,
 			hook.Options{Socket: paths.GuardSocket, ManagedFile: paths.ManagedFile, Daemon: daemon})
 	case "install-hook":
-		binary, err := os.Executable()
+		var binary string
+		var err error
+		if len(args) == 2 { // where there is no /proc, as in the making of an image
+			binary = args[1]
+		} else {
+			binary, err = os.Executable()
+		}
 		if err == nil {
 			err = hook.Install(paths.Hook, binary)
 		}

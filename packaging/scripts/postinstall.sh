@@ -4,7 +4,7 @@
 # agent restart within their leases, and libvirtd only reads its hooks again.
 set -e
 
-hanok-guard install-hook
+hanok-guard install-hook /usr/bin/hanok-guard
 
 [ -d /run/systemd/system ] || exit 0
 systemctl daemon-reload
