@@ -83,9 +83,10 @@ func (m *Machine) setManaged(vms []ManagedVM) {
 			have.spec = v
 		}
 		_, was := before.find(have.id)
-		have.dropped = !is && (was || have.dropped)
+		if dropped := !is && (was || have.dropped); dropped != have.dropped {
+			have.dropped, m.statusDirty = dropped, true
+		}
 	}
-	m.statusDirty = true
 }
 
 // ManagedVMs are the VMs that must not run without their locks, by id. The
