@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,17 +41,23 @@ func CgroupRoot() (string, error) {
 	return "", fmt.Errorf("find cgroup v2: it is not mounted; mount it (mount -t cgroup2 none /sys/fs/cgroup/unified), VMs cannot be frozen without it")
 }
 
+// readLimited reads a small file. It does not use os.Open, which offers every
+// file to the poller: system calls that cost more than the read, for files that
+// are read many times a second.
 func readLimited(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	buf := make([]byte, 4096)
 	n := 0
 	for {
-		k, err := f.Read(buf[n:])
-		n += k
+		k, err := unix.Read(fd, buf[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		n += max(k, 0)
 		if err != nil || k == 0 {
 			return buf[:n], nil // a process that ended reads as far as it got
 		}
@@ -61,6 +68,17 @@ func readLimited(path string, limit int) ([]byte, error) {
 			buf = append(buf, make([]byte, len(buf))...)
 		}
 	}
+}
+
+// listNames returns the names in a directory, at most limit if that is positive.
+func listNames(path string, limit int) ([]string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	dir := os.NewFile(uintptr(fd), path)
+	defer dir.Close()
+	return dir.Readdirnames(limit)
 }
 
 // qemu is a QEMU process.
@@ -83,6 +101,8 @@ type finder struct {
 	dir  string
 	seen map[int]*seenPid
 	buf  []byte
+	// pidFiles are libvirt's, read once after each find; nil: not yet.
+	pidFiles []string
 }
 
 func newFinder(dir string) *finder {
@@ -92,12 +112,8 @@ func newFinder(dir string) *finder {
 // find returns all QEMU processes. Processes that exist all the time during
 // the call are not missed.
 func (f *finder) find(now time.Duration) ([]*qemu, error) {
-	dir, err := os.Open(f.dir)
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+	f.pidFiles = nil
+	names, err := listNames(f.dir, -1)
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
@@ -258,12 +274,7 @@ func (f *finder) stat(pid int) []string {
 // disks returns the paths that a process holds open.
 func (f *finder) disks(pid int) []string {
 	dir := filepath.Join(f.dir, strconv.Itoa(pid), "fd")
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	names, _ := d.Readdirnames(-1)
+	names, _ := listNames(dir, -1)
 	var out []string
 	for _, n := range names {
 		if target, err := os.Readlink(filepath.Join(dir, n)); err == nil && strings.HasPrefix(target, "/") {
@@ -285,13 +296,14 @@ func (f *finder) helpers(q *qemu, libvirtRun string) []int {
 			}
 		}
 	}
-	d, err := os.Open(libvirtRun)
-	if err != nil || q.name == "" {
+	if q.name == "" {
 		return out
 	}
-	defer d.Close()
-	names, _ := d.Readdirnames(maxPidFiles)
-	for _, n := range names {
+	if f.pidFiles == nil {
+		names, _ := listNames(libvirtRun, maxPidFiles) // what could be read counts
+		f.pidFiles = slices.DeleteFunc(append([]string{}, names...), func(n string) bool { return !strings.HasSuffix(n, ".pid") })
+	}
+	for _, n := range f.pidFiles {
 		if !q.helperFile(n) {
 			continue
 		}
