@@ -74,6 +74,8 @@ type Machine struct {
 	agent    agentState
 	watchdog watchdogState
 	hookSeen bool
+	began    time.Duration // the first Step; see soon
+	stepped  bool
 
 	subscribers  map[uint64]bool
 	statusDirty  bool
@@ -87,6 +89,7 @@ type scanState struct {
 	done        bool // one scan has succeeded
 	op          uint64
 	started     time.Duration
+	due         time.Duration // of the next, if nothing is expected before
 	last        time.Duration // start of the last successful one
 	again       bool          // somebody needs one that starts after now
 	waiters     []func(ok bool)
@@ -146,6 +149,9 @@ func (m *Machine) Step(now time.Duration, ev Event) []Effect {
 	clear(m.out)
 	m.out = m.out[:0]
 	m.now = max(m.now, now)
+	if !m.stepped {
+		m.stepped, m.began = true, m.now
+	}
 	m.begun()
 	if ev.Kind != EvSlotWritten {
 		// A lease that ended must be seen before anything is decided by it;
@@ -291,6 +297,17 @@ func (m *Machine) Next() time.Duration {
 }
 
 func (m *Machine) emit(e Effect) { m.out = append(m.out, e) }
+
+// soon is the time at which something is due at the latest after a period: a
+// moment that it shares with the other duties, as far as that is not later. Each
+// wake-up costs more than what is done in it.
+func (m *Machine) soon(period time.Duration) time.Duration {
+	due := m.now + period
+	if shared := due - (due-m.began)%model.PetPeriod; shared > m.now {
+		return shared
+	}
+	return due
+}
 
 func (m *Machine) newOp() uint64 { m.op++; return m.op }
 

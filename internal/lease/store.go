@@ -159,7 +159,7 @@ func (m *Machine) writeSlot(s *store) {
 	}
 	s.op = m.newOp()
 	s.started = m.now
-	s.nextWrite = m.now + m.cfg.Timing.Interval
+	s.nextWrite = m.soon(m.cfg.Timing.Interval)
 	s.promised = limitsOf(s.started, m.cfg.Timing)
 	if s.hasS {
 		s.limits = s.limits.earliest(s.promised) // it may land although its answer never comes

@@ -411,6 +411,7 @@ func (m *Machine) scanDuty() {
 	}
 	m.scan.op = m.newOp()
 	m.scan.started = m.now
+	m.scan.due = m.soon(ScanPeriod)
 	m.scan.again = false
 	m.emit(Effect{Kind: EffScan, Op: m.scan.op})
 }
@@ -422,14 +423,12 @@ func (m *Machine) nextScan() time.Duration {
 	case !m.scan.done:
 		return m.scan.started + ScanSoon
 	}
-	period := ScanPeriod
 	for _, v := range m.order {
 		if v.absent() && (v.grant != grantNone || v.freeze != unfrozen) {
-			period = ScanSoon
-			break
+			return min(m.scan.due, m.scan.started+ScanSoon)
 		}
 	}
-	return m.scan.started + period
+	return m.scan.due
 }
 
 // afterScan calls f when a scan that starts from now on has ended.

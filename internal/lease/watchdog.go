@@ -99,12 +99,12 @@ func (m *Machine) pet() {
 	}
 	if !m.scan.done {
 		// Which VMs run here is not known yet.
-		m.watchdog.nextPet = m.now + model.PetPeriod
+		m.watchdog.nextPet = m.soon(model.PetPeriod)
 		return
 	}
 	limit, by := m.petLimit()
 	if m.now > limit {
-		m.watchdog.nextPet = m.now + model.PetPeriod
+		m.watchdog.nextPet = m.soon(model.PetPeriod)
 		if !m.watchdog.holding {
 			m.watchdog.holding = true
 			if !m.watchdog.open {
@@ -120,6 +120,6 @@ func (m *Machine) pet() {
 		return
 	}
 	m.watchdog.holding = false
-	m.watchdog.nextPet = m.now + model.PetPeriod
+	m.watchdog.nextPet = m.soon(model.PetPeriod)
 	m.emit(Effect{Kind: EffPet, Before: limit, Timeout: m.watchdogTimeout()})
 }
