@@ -177,9 +177,12 @@ func (v *victimServer) act(t *testing.T, step int, key string, l *ledger, hosts 
 	var err error
 	switch step % 5 {
 	case 0:
-		// Without a cluster it is added; later this changes it. A stale answer
-		// cannot come: nobody else edits.
-		yaml := strings.Replace(clusterFile, "groups: [a]", fmt.Sprintf("groups: [a, g%d]", step), 1)
+		// Without a cluster it is added, as its hosts have it; later this changes
+		// it. A stale answer cannot come: nobody else edits.
+		yaml := clusterFile
+		if step > 0 {
+			yaml = strings.Replace(clusterFile, "groups: [a]", fmt.Sprintf("groups: [a, g%d]", step), 1)
+		}
 		var out *hanokv1.ApplyConfigResponse
 		if out, err = v.conf.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Yaml: yaml, ExpectedVersion: l.version, IdempotencyKey: key}); err == nil {
 			task, version = out.Task, out.Version
