@@ -54,9 +54,9 @@ On a host that has no cluster file yet it becomes the first one.`}
 	return cmd
 }
 
-func (a *app) readCluster(file string) (*config.Cluster, error) {
-	var data []byte
-	var err error
+// clusterData reads a cluster file that a command was given; "-" is standard
+// input.
+func (a *app) clusterData(file string) (data []byte, err error) {
 	if file == "-" {
 		data, err = io.ReadAll(io.LimitReader(a.in, config.MaxSize+1))
 	} else {
@@ -64,6 +64,14 @@ func (a *app) readCluster(file string) (*config.Cluster, error) {
 	}
 	if err != nil {
 		return nil, Fail(ExitUsage, "", "cluster file: %w", err)
+	}
+	return data, nil
+}
+
+func (a *app) readCluster(file string) (*config.Cluster, error) {
+	data, err := a.clusterData(file)
+	if err != nil {
+		return nil, err
 	}
 	c, err := config.Parse(data)
 	if err == nil {

@@ -85,15 +85,9 @@ func (a *app) clusterOf(c *cobra.Command, file string) (*config.Cluster, error) 
 	if file == "" {
 		return a.config(c.Context())
 	}
-	var data []byte
-	var err error
-	if file == "-" {
-		data, err = io.ReadAll(io.LimitReader(a.in, config.MaxSize+1))
-	} else {
-		data, err = readFile(file, config.MaxSize)
-	}
+	data, err := a.clusterData(file)
 	if err != nil {
-		return nil, Fail(ExitUsage, "", "cluster file: %w", err)
+		return nil, err
 	}
 	cluster, err := config.Parse(data)
 	if err != nil {

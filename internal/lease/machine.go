@@ -70,12 +70,12 @@ type Machine struct {
 	blind      bool
 	blindUntil time.Duration
 
-	scan     scanState
-	agent    agentState
-	watchdog watchdogState
-	hookSeen bool
-	began    time.Duration // the first Step; see soon
-	stepped  bool
+	scan      scanState
+	agent     agentState
+	watchdog  watchdogState
+	hookSeen  bool
+	firstStep time.Duration // when it was, if stepped; see soon
+	stepped   bool
 
 	subscribers  map[uint64]bool
 	statusDirty  bool
@@ -150,7 +150,7 @@ func (m *Machine) Step(now time.Duration, ev Event) []Effect {
 	m.out = m.out[:0]
 	m.now = max(m.now, now)
 	if !m.stepped {
-		m.stepped, m.began = true, m.now
+		m.stepped, m.firstStep = true, m.now
 	}
 	m.begun()
 	if ev.Kind != EvSlotWritten {
@@ -303,7 +303,7 @@ func (m *Machine) emit(e Effect) { m.out = append(m.out, e) }
 // wake-up costs more than what is done in it.
 func (m *Machine) soon(period time.Duration) time.Duration {
 	due := m.now + period
-	if shared := due - (due-m.began)%model.PetPeriod; shared > m.now {
+	if shared := due - (due-m.firstStep)%model.PetPeriod; shared > m.now {
 		return shared
 	}
 	return due

@@ -27,9 +27,6 @@ const (
 var coverNames = [coverKinds]string{"failovers", "verdicts", "elections", "takeovers", "contendedClaims", "partitions", "freezes",
 	"thaws", "resets", "lateWrites", "lostReplies", "kills", "restarts", "powerLosses", "listsTaken"}
 
-// String names a kind as in JSON.
-func (c Cover) String() string { return coverNames[c] }
-
 // Coverage counts what happened, by kind.
 type Coverage [coverKinds]int
 

@@ -278,15 +278,8 @@ func (s *Sim) allProtected() bool {
 	return n == 0
 }
 
-// Primary is the host that leads; the one of the best rank if several believe
-// to, "" if none.
-func (s *Sim) Primary() model.HostID {
-	if h := s.primary(); h != nil {
-		return h.name
-	}
-	return ""
-}
-
+// primary is the host that leads; the one of the best rank if several believe
+// to, nil if none.
 func (s *Sim) primary() *host {
 	var best *host
 	most := -1
@@ -318,9 +311,6 @@ func (s *Sim) Steps() (machines, items uint64) { return s.steps, s.items }
 
 // Violations are the invariants that did not hold.
 func (s *Sim) Violations() []scenario.Violation { return s.check.found }
-
-// Stopped: a violation ended the simulation.
-func (s *Sim) Stopped() bool { return s.stopped }
 
 func (s *Sim) trace(h *host, format string, args ...any) {
 	if s.opts.Trace == nil {
