@@ -50,6 +50,10 @@ func explain(err error) *Error {
 	if errors.As(err, &e) {
 		return &Error{Err: err, Remedy: e.Remedy, Code: e.Code}
 	}
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return &Error{Err: err, Code: coded.ExitCode()}
+	}
 	var refused *local.RequestError
 	var answer *connect.Error
 	switch {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -39,6 +40,16 @@ func (a *app) status(ctx context.Context) (*local.Status, error) {
 		return nil, Fail(ExitFailed, s.Local.Remedy, "the agent of this host cannot work: %s", s.Local.Error)
 	}
 	return s, err
+}
+
+// live is the cluster file in force and the state of the cluster.
+func (a *app) live(ctx context.Context) (*config.Cluster, *local.Status, error) {
+	c, err := a.config(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := a.status(ctx)
+	return c, s, err
 }
 
 // vm finds one VM of the cluster.

@@ -26,7 +26,7 @@ func TestRehearse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Rehearse(c, []model.HostID{"host1"}, 1)
+	r, err := Rehearse(c, nil, []model.HostID{"host1"}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestRehearse(t *testing.T) {
 	if b := r.VMs[1]; b.To != "" || !strings.Contains(b.Reason, "5120 MiB needed") {
 		t.Errorf("b does not fit, with the reason: %+v", b)
 	}
-	if _, err := Rehearse(c, []model.HostID{"host9"}, 1); err == nil {
+	if _, err := Rehearse(c, nil, []model.HostID{"host9"}, 1); err == nil {
 		t.Error("a host that is not there is refused")
 	}
 }

@@ -2,6 +2,7 @@
 package simcmd
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,13 +14,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/scenario"
 	"hanok.dev/hanok/internal/sim"
 )
 
+// Live returns the cluster file in force and the state of the cluster that the
+// command line is about.
+type Live func(ctx context.Context) (*config.Cluster, *local.Status, error)
+
 // New returns the command with its subcommands.
-func New() *cobra.Command {
+func New(live Live) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "sim", Short: "Simulate whole clusters in virtual time",
 		Long: `Simulate clusters in virtual time: the very code that decides on real hosts,
@@ -27,7 +34,7 @@ over simulated hosts, networks, datastores and guests. Needs no root.`,
 		// Simulations need little memory and make much garbage.
 		PersistentPreRun: func(*cobra.Command, []string) { debug.SetGCPercent(400) },
 	}
-	cmd.AddCommand(newRun(), newFuzz(), newRehearse())
+	cmd.AddCommand(newRun(), newFuzz(), newRehearse(live))
 	return cmd
 }
 
@@ -38,18 +45,19 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run FILE…", Short: "Run scenario files in virtual time",
 		Long: `Run scenario files (docs/scenarios.md) in virtual time. Fails if an expectation
-or an invariant does not hold in any of them. The same seed gives the same run.`,
+or an invariant does not hold in any of them. The same seed gives the same run.
+Exit status 1 then, 2 if a file is not a scenario.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if format != "" && format != "json" {
-				return fmt.Errorf("-o %s: only json is known", format)
+				return usage("-o %s: only json is known", format)
 			}
 			var results []scenario.Result
 			failed := 0
 			for _, file := range args {
 				sc, err := scenario.Load(file)
 				if err != nil {
-					return err
+					return usage("%w", err)
 				}
 				o := sim.Options{Seed: uint64(seed)}
 				if trace {
@@ -58,7 +66,7 @@ or an invariant does not hold in any of them. The same seed gives the same run.`
 				began := time.Now()
 				r, err := sim.Play(sc, o)
 				if err != nil {
-					return fmt.Errorf("%s: %w", file, err)
+					return usage("%s: %w", file, err)
 				}
 				r.Seed = seed
 				results = append(results, r)
@@ -87,6 +95,17 @@ or an invariant does not hold in any of them. The same seed gives the same run.`
 }
 
 var errFailed = errors.New("scenarios failed")
+
+// usageError is an error of the arguments or of what they name: exit status 2,
+// so that 1 is the answer of a run that was made.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// ExitCode is the exit status of the command.
+func (usageError) ExitCode() int { return 2 }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func printTo(w io.Writer) func(time.Duration, model.HostID, string) {
 	return func(at time.Duration, host model.HostID, text string) {
