@@ -21,8 +21,9 @@
 // # What decides what
 //
 // election.go and beat.go decide who is primary; slots.go and verdict.go what
-// became of a silent host; list.go for which datastores a primary may act, listwrite.go what it keeps there;
-// vm.go and decide.go what a VM's lock record and the reports mean for it;
+// became of a silent host; list.go for which datastores a primary may act,
+// listwrite.go what it keeps there; vm.go and decide.go what a VM's lock record
+// and the reports mean for it;
 // failover.go where it is started and when again; exec.go carries commands out
 // on their target; admin.go answers people; view.go shows. Safety rests on none
 // of this: it rests on the locks, which the guards claim (package lease).

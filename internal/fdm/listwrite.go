@@ -115,4 +115,3 @@ func (m *Machine) record(v *vm) model.ProtectedVM {
 	}
 	return p
 }
-
