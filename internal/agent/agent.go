@@ -106,8 +106,10 @@ type Agent struct {
 	ops     chan struct{}
 	// portChanged: the members changed, see guardPort.
 	portChanged chan struct{}
-	share       *share
-	emitted     uint64
+	// optionsChanged: see logState.
+	optionsChanged chan struct{}
+	share          *share
+	emitted        uint64
 
 	hypervise, guests, pings, disk *workers
 
@@ -148,7 +150,7 @@ func New(cfg Config) (*Agent, error) {
 		queries:     make(chan func(core)),
 		logged:      make(chan event.Event, logQueue),
 		ops:         make(chan struct{}, maxOperations),
-		portChanged: make(chan struct{}, 1),
+		portChanged: make(chan struct{}, 1), optionsChanged: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -202,6 +204,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.goes(func() { a.hv.run(ctx) })
 	a.goes(func() { a.canary(ctx) })
 	a.goes(func() { a.guardPort(ctx) })
+	a.boundEvents(a.setup.Load().cluster)
+	a.goes(func() { a.logState(ctx) })
 	a.goes(func() { a.addresses.learn(ctx, a, a.setup.Load().cluster) })
 	err = a.loop(ctx, failed)
 	// Whoever waits to be heard gives up now, and nobody writes any more when

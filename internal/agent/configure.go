@@ -120,6 +120,11 @@ func (a *Agent) adopt(ctx context.Context, e fdm.SaveConfig) error {
 		}
 	}
 	a.portMembersChanged()
+	a.boundEvents(c)
+	select {
+	case a.optionsChanged <- struct{}{}:
+	default: // it is looked at anyway
+	}
 	return a.transport.Configure(c)
 }
 
@@ -147,6 +152,9 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	out.HeartbeatStores = c.HA.Options.Int("das.heartbeatDsPerHost")
 	out.IgnoreFewHeartbeats = c.HA.Options.Bool("das.ignoreInsufficientHbDatastore")
 	out.IgnoreOneNetwork = c.HA.Options.Bool("das.ignoreRedundantNetWarning")
+	out.HostTimeout = c.HostTimeout()
+	out.DeadPing = c.HA.Options.Duration("das.config.fdm.deadIcmpPingInterval")
+	out.MaskCleanShutdown = c.HA.Options.Bool("das.maskCleanShutdownEnabled")
 	s := c.HA.Storage
 	out.Storage = fdm.StoragePolicy{APD: fdm.StorageResponse(s.APD), APDTimeout: s.APDTimeout, APDDelay: s.APDDelay,
 		APDReset: s.APDRecovery == "reset", PDL: fdm.StorageResponse(s.PDL)}

@@ -53,6 +53,9 @@ func (a *Agent) carryOut(ctx context.Context, now time.Duration, e fdm.Effect) [
 	case fdm.WriteNote:
 		busy := fdm.NoteWritten{Op: e.Op, Kind: string(datastore.KindBusy), Err: errBusy}
 		return a.operate(ctx, busy, func() fdm.Event { return a.writeNote(ctx, e) })
+	case fdm.ReadNote:
+		busy := fdm.NoteRead{Op: e.Op, Kind: string(datastore.KindBusy), Err: errBusy}
+		return a.operate(ctx, busy, func() fdm.Event { return a.readNote(ctx, e) })
 	case fdm.Emit:
 		a.emit(now, e.Event)
 	case fdm.SaveConfig:
@@ -194,11 +197,5 @@ func (a *Agent) pingHost(ctx context.Context, e fdm.PingHost) fdm.Event {
 	return fdm.HostPinged{Op: e.Op, Host: e.Host, Answered: out == finished && answered}
 }
 
-// pingLimit is how long an echo may take: by option, or two intervals.
-func (a *Agent) pingLimit() time.Duration {
-	c := a.setup.Load().cluster
-	if d := c.HA.Options.Duration("das.config.fdm.icmpPingTimeout"); d > 0 {
-		return d
-	}
-	return 2 * c.Timing().Interval
-}
+// pingLimit is how long an echo may take.
+func (a *Agent) pingLimit() time.Duration { return a.setup.Load().cluster.PingTimeout() }

@@ -242,6 +242,9 @@ func (s *fakeStore) WriteList(model.ProtectedList) error { return s.wait() }
 func (s *fakeStore) WritePoweredOff(model.PoweredOffNote) error {
 	return s.wait()
 }
+func (s *fakeStore) ReadPoweredOff(vm model.VMID) (model.PoweredOffNote, error) {
+	return model.PoweredOffNote{VM: vm, LockEpoch: 4, Host: "host1"}, s.wait()
+}
 func (s *fakeStore) Highest(l model.LockID) (model.LockRecord, error) {
 	return model.LockRecord{Lock: l, Epoch: 9}, s.wait()
 }

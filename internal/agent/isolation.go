@@ -13,6 +13,7 @@ import (
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/model"
 )
 
 // Names of isolation addresses are looked up when they are configured, not when
@@ -140,6 +141,16 @@ func (a *Agent) writeNote(ctx context.Context, e fdm.WriteNote) fdm.Event {
 		return struct{}{}, s.WritePoweredOff(e.Note)
 	})
 	return fdm.NoteWritten{Op: e.Op, Kind: kind, Err: text}
+}
+
+func (a *Agent) readNote(ctx context.Context, e fdm.ReadNote) fdm.Event {
+	note, kind, text := storeCall(ctx, a, e.Datastore, datastore.LaneLock, a.readLimit(), func(s Store) (model.PoweredOffNote, error) {
+		return s.ReadPoweredOff(e.VM)
+	})
+	if kind == string(datastore.KindMissing) {
+		return fdm.NoteRead{Op: e.Op}
+	}
+	return fdm.NoteRead{Op: e.Op, Note: note, Kind: kind, Err: text}
 }
 
 // gateways asks the kernel for the gateways of the default routes.

@@ -61,6 +61,7 @@ type Store interface {
 	ReadList() (model.ProtectedList, error)
 	WriteList(list model.ProtectedList) error
 	WritePoweredOff(note model.PoweredOffNote) error
+	ReadPoweredOff(vm model.VMID) (model.PoweredOffNote, error)
 	Highest(lock model.LockID) (model.LockRecord, error)
 }
 

@@ -252,39 +252,34 @@ func newShow(a *app) *cobra.Command {
 }
 
 func newOptions(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "options", Short: "List the advanced options, their defaults and what is set", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "options", Short: "List the advanced options: default, value in force, meaning", Args: cobra.NoArgs}
 	out := outputFlag(cmd)
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
 		js, err := asJSON(*out)
 		if err != nil {
 			return err
 		}
-		var set config.Options
+		list := config.Options(nil).Describe()
 		now, err := a.config(c.Context())
 		if err == nil {
-			set = now.HA.Options
+			list = now.DescribeOptions()
 		} else {
 			fmt.Fprintf(c.ErrOrStderr(), "note: what is set cannot be shown: %v\n", err)
 		}
-		list := set.Describe()
 		if js {
 			return writeJSON(c.OutOrStdout(), list)
 		}
-		t := &table{header: []string{"OPTION", "TYPE", "DEFAULT", "SET", "ACTS", "MEANING"}}
+		t := &table{header: []string{"OPTION", "TYPE", "DEFAULT", "VALUE", "ACTS", "MEANING"}}
 		for _, o := range list {
 			name := o.Name
 			if o.Numbered {
 				name += "0-9"
 			}
-			var parts []string
-			for k, v := range o.Set {
-				if o.Numbered {
-					v = k + "=" + v
-				}
-				parts = append(parts, v)
+			acts := "yes"
+			if !o.Effective() {
+				acts = "with " + o.Later
 			}
-			sort.Strings(parts)
-			t.add(name, string(o.Kind), dash(o.Default), dash(strings.Join(parts, " ")), yesNo(o.Effective), o.Meaning)
+			t.add(name, string(o.Kind), dash(o.Default), dash(o.Value), acts, o.Meaning)
 		}
 		t.write(c.OutOrStdout(), painterFor(c.OutOrStdout()))
 		return nil

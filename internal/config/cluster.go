@@ -350,11 +350,33 @@ func (c *Cluster) VMByID(id model.VMID) *VM {
 // IsolationDelay is the pause between isolation and the response to it: the
 // advanced option where it is set, else ha.isolationDelay.
 func (c *Cluster) IsolationDelay() time.Duration {
-	const name = "das.config.fdm.isolationPolicyDelaySec"
-	if c.HA.Options.IsSet(name) {
-		return c.HA.Options.Duration(name)
+	if c.HA.Options.IsSet(optIsolationDelay) {
+		return c.HA.Options.Duration(optIsolationDelay)
 	}
 	return c.HA.IsolationDelay
+}
+
+// Options whose defaults come from other settings.
+const (
+	optIsolationDelay = "das.config.fdm.isolationPolicyDelaySec"
+	optHostTimeout    = "das.config.fdm.hostTimeout"
+	optPingTimeout    = "das.config.fdm.icmpPingTimeout"
+)
+
+// HostTimeout is how long a host is silent on the network before it is looked
+// into: the advanced option, but never less than three intervals and a quarter.
+func (c *Cluster) HostTimeout() time.Duration {
+	i := c.Timing().Interval
+	return max(3*i+i/4, c.HA.Options.Duration(optHostTimeout))
+}
+
+// PingTimeout is how long the answer to a ping is waited for: the advanced
+// option, or two intervals.
+func (c *Cluster) PingTimeout() time.Duration {
+	if d := c.HA.Options.Duration(optPingTimeout); d > 0 {
+		return d
+	}
+	return 2 * c.Timing().Interval
 }
 
 // DatastoreByName returns the named datastore, or nil.

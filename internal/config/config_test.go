@@ -282,7 +282,7 @@ func TestOptionDefaultsAreLegal(t *testing.T) {
 		t.Error(diff)
 	}
 	for _, name := range o.Ineffective() {
-		if s, _, ok := findOption(name); !ok || s.Effective {
+		if s, _, ok := findOption(name); !ok || s.Effective() {
 			t.Errorf("%s is called ineffective", name)
 		}
 	}

@@ -26,7 +26,11 @@ func TestDocumentationIsComplete(t *testing.T) {
 		}
 		_, row, _ := strings.Cut(doc, "| `"+name+"` |")
 		row, _, _ = strings.Cut(row, "\n")
-		if acts := strings.HasSuffix(row, "| yes |"); acts != s.Effective || !strings.Contains(row, "| "+s.Default+" | "+s.Meaning+" |") {
+		acts := "| yes |"
+		if !s.Effective() {
+			acts = "| with " + s.Later + " |"
+		}
+		if !strings.HasSuffix(row, acts) || !strings.Contains(row, "| "+s.Default+" | "+s.Meaning+" |") {
 			t.Errorf("option %s: the row says%s", name, row)
 		}
 	}

@@ -44,45 +44,53 @@ type OptionSpec struct {
 	Min     int    `json:"min"`
 	Max     int    `json:"max"`
 	Meaning string `json:"meaning"`
-	// Effective: this version of Hanok acts on it. The others are accepted,
-	// checked and kept, so that a file can be carried over, but change nothing.
-	Effective bool `json:"effective"`
+	// Later names the feature that will act on it, if this version has it not:
+	// then the option is accepted, checked and kept, so that a file can be carried
+	// over, but changes nothing.
+	Later string `json:"later,omitempty"`
 }
+
+// Effective tells whether this version of Hanok acts on the option.
+func (s OptionSpec) Effective() bool { return s.Later == "" }
 
 const (
 	yes = true
 	no  = false
+
+	acts      = ""
+	withVMs   = "VM monitoring"
+	withFault = "fault tolerance"
 )
 
 // optionTable lists the names that administrators know; defaults are those of
 // the behaviour they describe.
 var optionTable = []OptionSpec{
-	{"das.isolationaddress", yes, OptionAddress, "", 0, 0, "address that proves a host is not isolated when it answers a ping", yes},
-	{"das.usedefaultisolationaddress", no, OptionBool, "true", 0, 0, "use the default gateway as an isolation address", yes},
-	{"das.isolationShutdownTimeout", no, OptionSeconds, "300", 0, 86400, "how long a guest may take to shut down on isolation before it is powered off", yes},
-	{"das.config.fdm.isolationPolicyDelaySec", no, OptionSeconds, "", 0, 3600, "delay of the isolation response; overrides ha.isolationDelay", yes},
-	{"das.heartbeatDsPerHost", no, OptionInt, "2", 2, 5, "heartbeat datastores per host", yes},
-	{"das.ignoreInsufficientHbDatastore", no, OptionBool, "false", 0, 0, "no warning when a host has too few heartbeat datastores", yes},
-	{"das.ignoreRedundantNetWarning", no, OptionBool, "false", 0, 0, "no warning when hosts share a single heartbeat network", yes},
-	{"das.allowNetwork", yes, OptionNetwork, "", 0, 0, "network that agents may use; when any is set, no other is used", yes},
-	{"das.vmCpuMinMHz", no, OptionInt, "32", 0, 1000000, "least processor capacity, in MHz, that a VM counts for in admission", yes},
-	{"das.vmMemoryMinMB", no, OptionInt, "0", 0, 100000000, "least memory, in MB and before overhead, that a VM counts for in admission", yes},
-	{"das.slotCpuInMHz", no, OptionInt, "", 1, 1000000, "upper bound of a slot's processor capacity, in MHz", yes},
-	{"das.slotMemInMB", no, OptionInt, "", 1, 100000000, "upper bound of a slot's memory, in MB", yes},
-	{"das.perHostConcurrentFailoversLimit", no, OptionInt, "32", 1, 1024, "VMs that may be starting on one host at a time during failover", yes},
-	{"das.maxvmrestartcount", no, OptionInt, "5", 0, 100, "attempts to restart a VM before it waits for a change", yes},
-	{"das.iostatsInterval", no, OptionSeconds, "120", 0, 86400, "a VM without guest heartbeat but with I/O within this time is not reset; 0 turns the check off", no},
-	{"das.maskCleanShutdownEnabled", no, OptionBool, "true", 0, 0, "restart a VM that was powered off while its host lost its datastore", no},
-	{"das.respectVmVmAntiAffinityRules", no, OptionBool, "true", 0, 0, "keep VMs apart in a failover too", yes},
-	{"das.respectVmHostSoftAffinityRules", no, OptionBool, "true", 0, 0, "prefer should-rules between VMs and hosts in a failover too", yes},
-	{"das.maxFtVmsPerHost", no, OptionInt, "4", 0, 1024, "fault-tolerant VMs per host; 0 is no limit", no},
-	{"das.maxFtVCpusPerHost", no, OptionInt, "8", 0, 4096, "virtual processors of fault-tolerant VMs per host; 0 is no limit", no},
-	{"das.config.fdm.hostTimeout", no, OptionSeconds, "", 1, 600, "network silence before a host is looked into; default from ha.timing", no},
-	{"das.config.fdm.icmpPingTimeout", no, OptionSeconds, "", 1, 60, "wait for the answer to a ping; default from ha.timing", no},
-	{"das.config.fdm.deadIcmpPingInterval", no, OptionSeconds, "10", 1, 600, "pause between pings of a host that was declared dead", no},
-	{"das.config.fdm.stateLogInterval", no, OptionSeconds, "600", 0, 86400, "pause between summaries of the cluster's state in the log; 0 is never", no},
-	{"das.config.log.maxFileNum", no, OptionInt, "", 1, 1000, "log files kept; the journal's own limits apply instead", no},
-	{"das.config.log.maxFileSize", no, OptionInt, "", 1, 1 << 30, "size of a log file in bytes; the journal's own limits apply instead", no},
+	{"das.isolationaddress", yes, OptionAddress, "", 0, 0, "address that proves a host is not isolated when it answers a ping", acts},
+	{"das.usedefaultisolationaddress", no, OptionBool, "true", 0, 0, "use the default gateway as an isolation address", acts},
+	{"das.isolationShutdownTimeout", no, OptionSeconds, "300", 0, 86400, "how long a guest may take to shut down on isolation before it is powered off", acts},
+	{"das.config.fdm.isolationPolicyDelaySec", no, OptionSeconds, "", 0, 3600, "delay of the isolation response; overrides ha.isolationDelay", acts},
+	{"das.heartbeatDsPerHost", no, OptionInt, "2", 2, 5, "heartbeat datastores per host", acts},
+	{"das.ignoreInsufficientHbDatastore", no, OptionBool, "false", 0, 0, "no warning when a host has too few heartbeat datastores", acts},
+	{"das.ignoreRedundantNetWarning", no, OptionBool, "false", 0, 0, "no warning when hosts share a single heartbeat network", acts},
+	{"das.allowNetwork", yes, OptionNetwork, "", 0, 0, "network that agents may use; when any is set, no other is used", acts},
+	{"das.vmCpuMinMHz", no, OptionInt, "32", 0, 1000000, "least processor capacity, in MHz, that a VM counts for in admission", acts},
+	{"das.vmMemoryMinMB", no, OptionInt, "0", 0, 100000000, "least memory, in MB and before overhead, that a VM counts for in admission", acts},
+	{"das.slotCpuInMHz", no, OptionInt, "", 1, 1000000, "upper bound of a slot's processor capacity, in MHz", acts},
+	{"das.slotMemInMB", no, OptionInt, "", 1, 100000000, "upper bound of a slot's memory, in MB", acts},
+	{"das.perHostConcurrentFailoversLimit", no, OptionInt, "32", 1, 1024, "VMs that may be starting on one host at a time during failover", acts},
+	{"das.maxvmrestartcount", no, OptionInt, "5", 1, 100, "attempts to restart a VM before it waits for a change", acts},
+	{"das.iostatsInterval", no, OptionSeconds, "120", 0, 86400, "a VM without guest heartbeat but with I/O within this time is not reset; 0 turns the check off", withVMs},
+	{"das.maskCleanShutdownEnabled", no, OptionBool, "true", 0, 0, "restart a VM whose guest shut down while its host had lost storage of it; what its user powers off stays down", acts},
+	{"das.respectVmVmAntiAffinityRules", no, OptionBool, "true", 0, 0, "keep VMs apart in a failover too", acts},
+	{"das.respectVmHostSoftAffinityRules", no, OptionBool, "true", 0, 0, "prefer should-rules between VMs and hosts in a failover too", acts},
+	{"das.maxFtVmsPerHost", no, OptionInt, "4", 0, 1024, "fault-tolerant VMs per host; 0 is no limit", withFault},
+	{"das.maxFtVCpusPerHost", no, OptionInt, "8", 0, 4096, "virtual processors of fault-tolerant VMs per host; 0 is no limit", withFault},
+	{"das.config.fdm.hostTimeout", no, OptionSeconds, "", 1, 600, "network silence before a host is looked into; at least, and by default, 3.25 intervals", acts},
+	{"das.config.fdm.icmpPingTimeout", no, OptionSeconds, "", 1, 60, "wait for the answer to a ping; by default two intervals", acts},
+	{"das.config.fdm.deadIcmpPingInterval", no, OptionSeconds, "10", 1, 600, "pause between pings of a host that has failed", acts},
+	{"das.config.fdm.stateLogInterval", no, OptionSeconds, "600", 0, 86400, "pause between summaries of the cluster's state in the log of the primary; 0 is never", acts},
+	{"das.config.log.maxFileNum", no, OptionInt, "2", 2, 100, "files of the event log kept on each host; the journal has its own limits", acts},
+	{"das.config.log.maxFileSize", no, OptionInt, "8388608", 1 << 17, 1 << 30, "size of a file of the event log in bytes", acts},
 }
 
 // findOption returns the row of a name, with or without prefix and in any case,
@@ -267,6 +275,9 @@ type OptionInfo struct {
 	OptionSpec
 	// Set holds what the cluster file sets, name to value; empty for defaults.
 	Set map[string]string `json:"set,omitempty"`
+	// Value is what is in force: what is set, the default, or what other settings
+	// make of it; empty for none.
+	Value string `json:"value,omitempty"`
 }
 
 // Describe lists every advanced option with what this cluster sets, in the
@@ -274,7 +285,7 @@ type OptionInfo struct {
 func (o Options) Describe() []OptionInfo {
 	out := make([]OptionInfo, len(optionTable))
 	for i, s := range optionTable {
-		out[i].OptionSpec = s
+		out[i].OptionSpec, out[i].Value = s, s.Default
 		for k, v := range o {
 			if spec, _, ok := findOption(k); ok && spec.Name == s.Name {
 				if out[i].Set == nil {
@@ -282,6 +293,26 @@ func (o Options) Describe() []OptionInfo {
 				}
 				out[i].Set[k] = v
 			}
+		}
+		if v := o.List(s.Name); s.Numbered {
+			out[i].Value = strings.Join(v, " ")
+		} else if v, ok := o[s.Name]; ok {
+			out[i].Value = v
+		}
+	}
+	return out
+}
+
+// DescribeOptions is Describe with the defaults that other settings of the
+// cluster make.
+func (c *Cluster) DescribeOptions() []OptionInfo {
+	out := c.HA.Options.Describe()
+	computed := map[string]time.Duration{
+		optIsolationDelay: c.IsolationDelay(), optHostTimeout: c.HostTimeout(), optPingTimeout: c.PingTimeout(),
+	}
+	for i := range out {
+		if d, ok := computed[out[i].Name]; ok {
+			out[i].Value = strconv.FormatFloat(d.Seconds(), 'g', -1, 64)
 		}
 	}
 	return out
@@ -292,7 +323,7 @@ func (o Options) Describe() []OptionInfo {
 func (o Options) Ineffective() []string {
 	var out []string
 	for k := range o {
-		if s, _, ok := findOption(k); ok && !s.Effective {
+		if s, _, ok := findOption(k); ok && !s.Effective() {
 			out = append(out, k)
 		}
 	}

@@ -45,6 +45,10 @@ const (
 	// silent: two lost datagrams in a row are no reason for alarm. A quarter of
 	// an interval more lets the third arrive.
 	silentAfter = 3
+	// pingPause is the pause between pings of a silent host, defaultDeadPing that
+	// of one that has failed: it is only to be seen when it comes back.
+	pingPause       = 2 * time.Second
+	defaultDeadPing = 10 * time.Second
 	// windowIntervals is how many intervals a candidate waits for a better one.
 	windowIntervals = 2
 	// offInterval is the pause between heartbeats while HA is off.

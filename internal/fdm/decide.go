@@ -156,6 +156,11 @@ func (m *Machine) decideIdle(v *vm, h *member, rec model.LockRecord) {
 		return
 	}
 	if goneFrom(v, r, rec) {
+		if reason := m.meant(v, r); reason != "" && v.offSeen != rec.Epoch && !v.forgetOff {
+			v.offSeen, rec.Reason = rec.Epoch, reason
+			m.stoppedByUser(v, rec)
+			return
+		}
 		m.takeGone(v, h, rec)
 		return
 	}

@@ -106,6 +106,13 @@ type WriteNote struct {
 	Note      model.PoweredOffNote
 }
 
+// ReadNote reads what WriteNote last wrote about a VM.
+type ReadNote struct {
+	Op        OpID
+	Datastore model.DatastoreName
+	VM        model.VMID
+}
+
 // Emit reports an event to people. The shell fills ID, Wall and By, keeps it
 // on disk and, on a primary, shares it with the secondaries.
 type Emit struct{ Event event.Event }
@@ -135,6 +142,7 @@ func (PingGuest) isEffect()     {}
 func (PingHost) isEffect()      {}
 func (PingAddresses) isEffect() {}
 func (WriteNote) isEffect()     {}
+func (ReadNote) isEffect()      {}
 func (Emit) isEffect()          {}
 func (SaveConfig) isEffect()    {}
 func (Answer) isEffect()        {}

@@ -182,6 +182,13 @@ type NoteWritten struct {
 	Kind, Err string
 }
 
+// NoteRead answers ReadNote; the zero Note and no error when there is none.
+type NoteRead struct {
+	Op        OpID
+	Note      model.PoweredOffNote
+	Kind, Err string
+}
+
 // ConfigLoaded gives the machine the configuration that this host keeps: at
 // start, and after an accepted SaveConfig.
 type ConfigLoaded struct {
@@ -213,5 +220,6 @@ func (GuestPinged) isEvent()       {}
 func (HostPinged) isEvent()        {}
 func (AddressesPinged) isEvent()   {}
 func (NoteWritten) isEvent()       {}
+func (NoteRead) isEvent()          {}
 func (ConfigLoaded) isEvent()      {}
 func (AdminAsked) isEvent()        {}

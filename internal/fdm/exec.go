@@ -399,10 +399,9 @@ func (m *Machine) tend(id model.VMID) {
 	default:
 		reason = releaseReason(d.Cause)
 	}
-	if s, ok := m.haStopped(id, reason); ok {
-		if reason = s.reason; reason == "" {
-			reason = model.ReasonHAOff
-		}
+	reason, known := m.whyEnded(g, d, reason)
+	if !known {
+		return
 	}
 	if wait > 0 {
 		since, waiting := m.ended[id]

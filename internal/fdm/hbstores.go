@@ -32,8 +32,8 @@ const (
 
 // HeartbeatStores chooses the heartbeat datastores of each host, the best first:
 // by preference, never on the hosts' own network if there is another, not
-// sharing backing, server and failure domain with one chosen before, reached by
-// the most hosts, by name. usable tells whether a host reaches a datastore now.
+// sharing backing, server and failure domain with one chosen before, the first
+// outside of the host's own failure domain, reached by the most hosts, by name. usable tells whether a host reaches a datastore now.
 func HeartbeatStores(c Cluster, usable func(model.HostID, model.DatastoreName) bool) map[model.HostID][]model.DatastoreName {
 	reach := map[model.DatastoreName]int{}
 	for _, h := range c.Hosts {
@@ -51,7 +51,7 @@ func HeartbeatStores(c Cluster, usable func(model.HostID, model.DatastoreName) b
 				left = append(left, d)
 			}
 		}
-		out[h.Name] = chooseStores(left, reach, c.heartbeats())
+		out[h.Name] = chooseStores(left, h.Spec.FailureDomain, reach, c.heartbeats())
 	}
 	return out
 }
@@ -64,12 +64,12 @@ func (c *Cluster) heartbeats() int {
 	return min(c.HeartbeatStores, maxHeartbeats)
 }
 
-func chooseStores(left []ClusterDatastore, reach map[model.DatastoreName]int, n int) []model.DatastoreName {
+func chooseStores(left []ClusterDatastore, home string, reach map[model.DatastoreName]int, n int) []model.DatastoreName {
 	var chosen []ClusterDatastore
 	for len(chosen) < n && len(left) > 0 {
 		best := 0
 		for i := range left {
-			if slices.Compare(merit(left[i], chosen, reach), merit(left[best], chosen, reach)) > 0 {
+			if slices.Compare(merit(left[i], chosen, home, reach), merit(left[best], chosen, home, reach)) > 0 {
 				best = i
 			}
 		}
@@ -84,8 +84,13 @@ func chooseStores(left []ClusterDatastore, reach map[model.DatastoreName]int, n 
 }
 
 // merit orders datastores as candidates beside those chosen; more is better.
-func merit(d ClusterDatastore, chosen []ClusterDatastore, reach map[model.DatastoreName]int) []int {
-	own, backing, server, domain := 1, 1, 1, 1
+// home is the failure domain of the host: what takes both away leaves nothing
+// that tells of the host, so that one elsewhere is better, once.
+func merit(d ClusterDatastore, chosen []ClusterDatastore, home string, reach map[model.DatastoreName]int) []int {
+	own, backing, server, domain, away := 1, 1, 1, 1, 1
+	if len(chosen) == 0 && home != "" && d.FailureDomain == home {
+		away = 0
+	}
 	if d.OnHostNetwork {
 		own = 0
 	}
@@ -100,7 +105,7 @@ func merit(d ClusterDatastore, chosen []ClusterDatastore, reach map[model.Datast
 			domain = 0
 		}
 	}
-	return []int{int(d.Preference), own, backing, server, domain, reach[d.Name]}
+	return []int{int(d.Preference), own, backing, server, domain, away, reach[d.Name]}
 }
 
 // heartbeatWarnings says what is wrong with a host's heartbeat datastores.
@@ -112,6 +117,9 @@ func (m *Machine) heartbeatWarnings(h *member) []string {
 	want := m.conf.heartbeats()
 	if len(h.heartbeats) < want {
 		out = append(out, fmt.Sprintf("%s has %d heartbeat datastores (%s) where %d are wanted", h.name, len(h.heartbeats), storeNames(h.heartbeats), want))
+	}
+	if home := h.conf.Spec.FailureDomain; home != "" && len(h.heartbeats) > 0 && !m.awayFrom(home, h.heartbeats) {
+		out = append(out, fmt.Sprintf("all heartbeat datastores of %s (%s) are in its own failure domain %s: what takes that away leaves nothing that tells of it", h.name, storeNames(h.heartbeats), home))
 	}
 	for i, a := range h.heartbeats {
 		x := m.stores[a]
@@ -129,10 +137,20 @@ func (m *Machine) heartbeatWarnings(h *member) []string {
 				out = append(out, fmt.Sprintf("heartbeat datastores %s and %s of %s share backing %s", b, a, h.name, x.conf.Backing))
 			case x.conf.Server != "" && x.conf.Server == y.conf.Server:
 				out = append(out, fmt.Sprintf("heartbeat datastores %s and %s of %s share server %s", b, a, h.name, x.conf.Server))
+			case x.conf.FailureDomain != "" && x.conf.FailureDomain == y.conf.FailureDomain:
+				out = append(out, fmt.Sprintf("heartbeat datastores %s and %s of %s share failure domain %s", b, a, h.name, x.conf.FailureDomain))
 			}
 		}
 	}
 	return out
+}
+
+// awayFrom tells whether one of the datastores is outside of a failure domain.
+func (m *Machine) awayFrom(home string, list []model.DatastoreName) bool {
+	return slices.ContainsFunc(list, func(d model.DatastoreName) bool {
+		st := m.stores[d]
+		return st == nil || st.conf.FailureDomain != home
+	})
 }
 
 func storeNames(list []model.DatastoreName) string {

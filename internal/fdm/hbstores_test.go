@@ -15,22 +15,27 @@ func TestChoiceOfHeartbeatDatastores(t *testing.T) {
 		n    int
 		ds   []ds
 		host []model.DatastoreName // of host2; host1 has all
+		home string                // failure domain of host1
 	}{
-		{"the most hosts reach it", "c a", 2, []ds{{Name: "a"}, {Name: "b"}, {Name: "c"}}, []model.DatastoreName{"c"}},
-		{"not one backing twice", "a c", 2, []ds{{Name: "a", Backing: "x"}, {Name: "b", Backing: "x"}, {Name: "c", Backing: "y"}}, nil},
-		{"a shared backing rather than none", "a b", 2, []ds{{Name: "a", Backing: "x"}, {Name: "b", Backing: "x"}}, nil},
-		{"not one server twice", "a c", 2, []ds{{Name: "a", Server: "x"}, {Name: "b", Server: "x"}, {Name: "c", Server: "y"}}, nil},
-		{"not one room twice", "a c", 2, []ds{{Name: "a", FailureDomain: "x"}, {Name: "b", FailureDomain: "x"}, {Name: "c", FailureDomain: "y"}}, nil},
-		{"not on the hosts' network", "b c", 2, []ds{{Name: "a", OnHostNetwork: true}, {Name: "b"}, {Name: "c"}}, nil},
-		{"as preferred", "c a", 2, []ds{{Name: "a"}, {Name: "b", Preference: PreferenceAvoid}, {Name: "c", Preference: PreferencePrefer}}, nil},
-		{"at most five", "a b c d e", 9, []ds{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "d"}, {Name: "e"}, {Name: "f"}}, nil},
-		{"two by default", "a b", 0, []ds{{Name: "a"}, {Name: "b"}, {Name: "c"}}, nil},
+		{"the most hosts reach it", "c a", 2, []ds{{Name: "a"}, {Name: "b"}, {Name: "c"}}, []model.DatastoreName{"c"}, ""},
+		{"not one backing twice", "a c", 2, []ds{{Name: "a", Backing: "x"}, {Name: "b", Backing: "x"}, {Name: "c", Backing: "y"}}, nil, ""},
+		{"a shared backing rather than none", "a b", 2, []ds{{Name: "a", Backing: "x"}, {Name: "b", Backing: "x"}}, nil, ""},
+		{"not one server twice", "a c", 2, []ds{{Name: "a", Server: "x"}, {Name: "b", Server: "x"}, {Name: "c", Server: "y"}}, nil, ""},
+		{"not one room twice", "a c", 2, []ds{{Name: "a", FailureDomain: "x"}, {Name: "b", FailureDomain: "x"}, {Name: "c", FailureDomain: "y"}}, nil, ""},
+		{"not on the hosts' network", "b c", 2, []ds{{Name: "a", OnHostNetwork: true}, {Name: "b"}, {Name: "c"}}, nil, ""},
+		{"as preferred", "c a", 2, []ds{{Name: "a"}, {Name: "b", Preference: PreferenceAvoid}, {Name: "c", Preference: PreferencePrefer}}, nil, ""},
+		{"at most five", "a b c d e", 9, []ds{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "d"}, {Name: "e"}, {Name: "f"}}, nil, ""},
+		{"two by default", "a b", 0, []ds{{Name: "a"}, {Name: "b"}, {Name: "c"}}, nil, ""},
+		{"not in the host's own room first", "b a", 2, []ds{{Name: "a", FailureDomain: "x"}, {Name: "b", FailureDomain: "y"}}, nil, "x"},
+		{"in its own room rather than one room twice", "b a", 2, []ds{{Name: "a", FailureDomain: "x"}, {Name: "b", FailureDomain: "y"}, {Name: "c", FailureDomain: "y"}}, nil, "x"},
+		{"a room is less than a backing", "b c", 2, []ds{{Name: "a", Backing: "s", FailureDomain: "x"}, {Name: "b", Backing: "s", FailureDomain: "y"}, {Name: "c", Backing: "t", FailureDomain: "x"}}, nil, "x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cl := Cluster{Datastores: c.ds, HeartbeatStores: c.n, Hosts: []ClusterHost{{Name: "host1"}, {Name: "host2", Datastores: c.host}}}
 			for _, d := range c.ds {
 				cl.Hosts[0].Datastores = append(cl.Hosts[0].Datastores, d.Name)
 			}
+			cl.Hosts[0].Spec.FailureDomain = c.home
 			all := func(model.HostID, model.DatastoreName) bool { return true }
 			if got := strings.ReplaceAll(storeNames(HeartbeatStores(cl, all)["host1"]), ", ", " "); got != c.want {
 				t.Errorf("chosen %s, want %s", got, c.want)
@@ -64,6 +69,11 @@ func TestHeartbeatDatastoresAreChosenAnew(t *testing.T) {
 	w.run(10 * 1e9)
 	if h := view(); storeNames(h.Heartbeats) != "ds3" || !strings.Contains(strings.Join(h.Warnings, ";"), "1 heartbeat datastores (ds3) where 2 are wanted") {
 		t.Errorf("after ds2 was lost: %+v, %v", h.Heartbeats, h.Warnings)
+	}
+	w.nodes["host3"].m.members["host1"].conf.Spec.FailureDomain = "room1"
+	w.nodes["host3"].m.stores["ds3"].conf.FailureDomain = "room1"
+	if h := view(); !strings.Contains(strings.Join(h.Warnings, ";"), "in its own failure domain room1") {
+		t.Errorf("all in the host's own room: %v", h.Warnings)
 	}
 	w.nodes["host3"].m.conf.IgnoreFewHeartbeats = true
 	if h := view(); len(h.Warnings) > 0 {

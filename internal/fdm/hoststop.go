@@ -42,6 +42,7 @@ type leaving struct {
 const (
 	leavingWhy = "it is being shut down"
 	leftWhy    = "it was shut down in order and ran no VM any more"
+	leavingNow = "it is being shut down in order and takes no VM"
 )
 
 // leave carries out a LeaveRequest on this host.
@@ -176,6 +177,30 @@ func (m *Machine) stopForLeaving(g lease.VMStatus, l *leaving) {
 			kill(fmt.Sprintf("its guest did not shut down in %s", seconds(l.limit)))
 		}
 	})
+}
+
+// left tells whether a host that fell silent had announced it and ran no VM any
+// more: to the primary, or, before this one was primary, in its heartbeat slots.
+func (m *Machine) left(h *member) bool {
+	return len(h.vms) == 0 && m.announcedLeave(h)
+}
+
+func (m *Machine) announcedLeave(h *member) bool {
+	if h.report != nil && h.report.Leaving {
+		return true
+	}
+	for _, st := range m.storeBy {
+		if s := st.slots[h.name]; s != nil && s.valid && s.slot.Flags.Has(model.SlotShuttingDown) {
+			return true
+		}
+	}
+	return false
+}
+
+// leavesWith tells whether the end of a VM is part of this host's shutdown: of
+// its guest, or saved by libvirt's own service.
+func (m *Machine) leavesWith(cause StopCause, reason string) bool {
+	return m.leaving != nil && (reason == model.ReasonGuestOff || cause == StopSaved)
 }
 
 // awaitsHost tells whether a VM that was released when its host was shut down

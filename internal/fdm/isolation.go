@@ -285,6 +285,7 @@ func (m *Machine) stopIsolated(st *store, g lease.VMStatus, why string, lost boo
 	m.do(WriteNote{Datastore: st.name, Note: note, Op: m.op(func(r NoteWritten) {
 		switch {
 		case m.iso.gen != gen || !m.isolated():
+			m.withdrawNote(st, g) // the stop that it tells of does not come
 		case r.Kind != "" || r.Err != "":
 			delete(m.iso.vms, g.VM) // tried again with the next look
 		case m.guarded[g.VM].Epoch != g.Epoch:
@@ -341,6 +342,9 @@ func (m *Machine) shutDownIsolated(g lease.VMStatus, why string, gen uint64) {
 			m.powerOff(now, fmt.Sprintf("%s is isolated, and the guest did not shut down in %s", m.cfg.Self, seconds(limit)), why)
 		default:
 			delete(m.haOff, g.VM) // the host is back, and the guest runs on
+			if st := m.stores[g.Home]; st != nil {
+				m.withdrawNote(st, g)
+			}
 		}
 	})
 }

@@ -113,6 +113,7 @@ func (m *Machine) onStatus(s lease.Status) {
 		}
 	}
 	m.guarded = now
+	m.inherit()
 	m.reportDue, m.viewDue = true, true
 	m.checkStorage()
 	for _, d := range s.Datastores {
@@ -280,6 +281,9 @@ func (m *Machine) localVM(id model.VMID) LocalVM {
 			}
 		case lease.PhaseGone:
 			lv.Active = false
+			if _, ordered := m.haStopped(id, ""); ordered {
+				lv.Cause = StopUnknown // its guest or libvirt says how, not why
+			}
 		}
 	}
 	return lv

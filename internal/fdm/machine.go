@@ -121,6 +121,9 @@ type Machine struct {
 	losses  map[model.DatastoreName]*loss
 	haOff   map[model.VMID]haStop // VMs that HA is stopping here
 	leaving *leaving              // nil unless this host goes down on purpose
+	// inherited are the VMs that ran here when this life of the agent began,
+	// nil until the guard told: a former life may have ordered their stop.
+	inherited map[model.VMID]model.Epoch
 
 	// Administrators' requests.
 	relays   map[uint64]func(AdminReply)
@@ -238,6 +241,8 @@ func (m *Machine) dispatch(ev Event) {
 	case AddressesPinged:
 		answer(m, e.Op, e)
 	case NoteWritten:
+		answer(m, e.Op, e)
+	case NoteRead:
 		answer(m, e.Op, e)
 	case GuardNoticed:
 		m.onNotice(e.Notice)

@@ -329,6 +329,16 @@ type Cluster struct {
 	HeartbeatStores int
 	// IgnoreFewHeartbeats and IgnoreOneNetwork switch warnings off.
 	IgnoreFewHeartbeats, IgnoreOneNetwork bool
+	// HostTimeout is das.config.fdm.hostTimeout: how long a host is silent on the
+	// network before it is looked into. Less than three intervals and a quarter,
+	// 0 too, is that time.
+	HostTimeout time.Duration
+	// DeadPing is das.config.fdm.deadIcmpPingInterval, the pause between pings of
+	// a host that has failed; 0 is the default, 10 s.
+	DeadPing time.Duration
+	// MaskCleanShutdown is das.maskCleanShutdownEnabled: the shutdown of a guest
+	// whose host has lost a datastore of it is taken for a consequence of that.
+	MaskCleanShutdown bool
 	// Storage is the reaction to lost datastores.
 	Storage StoragePolicy
 	// HostShutdown is what becomes of the VMs of a host shut down in order.

@@ -55,7 +55,11 @@ type world struct {
 	faults  map[model.VMID]*startFault
 	sent    []sentCommand            // every command that went over the network
 	memory  map[model.VMID]model.MiB // by their definitions
-	mute    map[model.VMID]bool      // their guest agents do not answer
+	// stubborn are VMs whose guests do not shut down when asked; pings counts
+	// those of hosts.
+	stubborn map[model.VMID]bool
+	pings    map[model.HostID]int
+	mute     map[model.VMID]bool // their guest agents do not answer
 }
 
 type sentCommand struct {
@@ -119,7 +123,7 @@ type node struct {
 }
 
 func newWorld(n int, datastores ...model.DatastoreName) *world {
-	w := &world{nodes: map[model.HostID]*node{}, disks: map[model.DatastoreName]*disk{}, answer: map[uint64]string{}, rnd: 1,
+	w := &world{stubborn: map[model.VMID]bool{}, pings: map[model.HostID]int{}, nodes: map[model.HostID]*node{}, disks: map[model.DatastoreName]*disk{}, answer: map[uint64]string{}, rnd: 1,
 		notes: map[model.VMID]model.PoweredOffNote{}, orders: map[string]sentOrder{}, faults: map[model.VMID]*startFault{}, mute: map[model.VMID]bool{}, memory: map[model.VMID]model.MiB{}, files: map[uint64]Cluster{}, quiet: map[event.Kind]bool{}}
 	w.conf = Cluster{Version: 1, Enabled: true, HostMonitoring: true, Timing: model.TimingFast, HeartbeatNetworks: []string{"mgmt", "hb2"}, File: []byte("1")}
 	for _, d := range datastores {
@@ -193,6 +197,7 @@ func (n *node) boot() model.BootID { return model.BootID(fmt.Sprintf("%s-boot%d"
 
 func (n *node) startAgent() {
 	n.starts++
+	n.wakeAt = 0 // that was for the former life
 	n.m = New(Config{Self: n.name, Boot: n.boot(), Incarnation: 1, Start: uint64(n.starts)})
 	n.step(ConfigLoaded{n.conf})
 	n.step(GuardChanged{Up: n.guardOn})
@@ -354,6 +359,7 @@ func (n *node) carry(effects []Effect) {
 				return GuestPinged{Op: e.Op, Alive: d != nil && d.Active && !d.Paused && !w.mute[e.VM]}
 			})
 		case PingHost:
+			w.pings[e.Host]++
 			o := w.nodes[e.Host]
 			n.later(50*time.Millisecond, func() Event {
 				return HostPinged{Op: e.Op, Host: e.Host, Answered: o != nil && n.link(o) && !o.noPing}
@@ -366,6 +372,10 @@ func (n *node) carry(effects []Effect) {
 					w.notes[e.Note.VM] = e.Note
 				}
 				return NoteWritten{Op: e.Op, Kind: kind, Err: err}
+			})
+		case ReadNote:
+			n.onDisk(e.Datastore, 10*time.Millisecond, func(d *disk, kind, err string) Event {
+				return NoteRead{Op: e.Op, Note: w.notes[e.VM], Kind: kind, Err: err}
 			})
 		case Emit:
 			w.record(n, e.Event)

@@ -148,8 +148,11 @@ func (n *node) askGuard(e AskGuard) {
 			n.heardAt = max(n.heardAt, n.w.now-b.ContactAge)
 		}
 		n.flags = 0
+		if b.ShuttingDown {
+			n.flags = model.SlotShuttingDown
+		}
 		if b.Isolated {
-			n.flags = model.SlotIsolated
+			n.flags |= model.SlotIsolated
 			for _, ds := range sortedKeys(n.terms) {
 				n.yieldList(ds)
 			}
@@ -358,7 +361,7 @@ func (n *node) call(e Hypervise) HypervisorFault {
 		n.w.logf("%s resets %s", n.name, dom.Name)
 	case CallShutdown:
 		n.w.at(time.Second, func() {
-			if d := n.doms[e.VM]; n.on && d != nil && d.Active {
+			if d := n.doms[e.VM]; n.on && d != nil && d.Active && !n.w.stubborn[e.VM] {
 				n.endDomain(e.VM, StopGuestShutdown)
 			}
 		})

@@ -325,6 +325,17 @@ func hasStore(r *Report, name model.DatastoreName) bool {
 	return false
 }
 
+// loses tells whether a host reports a datastore as lost, be its lease valid yet
+// or not: what starts there now would only be moved again.
+func (r *Report) loses(name model.DatastoreName) bool {
+	for i := range r.Losses {
+		if r.Losses[i].Datastore == name {
+			return true
+		}
+	}
+	return false
+}
+
 // lossFailover groups the events of one loss.
 func (m *Machine) lossFailover(h *member, l *StorageLoss) string {
 	if h.lossIDs == nil {
@@ -365,6 +376,21 @@ func goneFrom(v *vm, r *Report, rec model.LockRecord) bool {
 		}
 	}
 	return false
+}
+
+// meant is the reason of a release that the holder of a VM's lock cannot write,
+// because it lost the datastore, if the VM was stopped on purpose: "" if not.
+// The shutdown of a guest that loses its storage may be no wish of anybody.
+func (m *Machine) meant(v *vm, r *Report) string {
+	for i := range r.VMs {
+		if lv := &r.VMs[i]; lv.ID == v.p.ID {
+			reason := releaseReason(lv.Cause)
+			if reason == model.ReasonUserOff || reason == model.ReasonGuestOff && !m.conf.MaskCleanShutdown {
+				return reason
+			}
+		}
+	}
+	return ""
 }
 
 // takeGone takes the lock of a VM that is gone from a host that cannot say so

@@ -34,13 +34,16 @@ func (m *Machine) silenceTimer(h *member, gen, reign uint64) {
 	if h.gen != gen || m.reign != reign || h.suspect {
 		return
 	}
-	due := h.lastHeard() + m.silence()
+	due := h.lastHeard() + m.hostTimeout()
 	if m.now >= due {
 		m.suspectHost(h)
 		return
 	}
 	m.after(due-m.now, func() { m.silenceTimer(h, gen, reign) })
 }
+
+// hostTimeout is how long a host may be silent before it is looked into.
+func (m *Machine) hostTimeout() time.Duration { return max(m.silence(), m.conf.HostTimeout) }
 
 // suspectHost begins to find out what became of a silent host.
 func (m *Machine) suspectHost(h *member) {
@@ -61,7 +64,13 @@ func (m *Machine) suspectHost(h *member) {
 }
 
 func (m *Machine) pingHost(h *member) {
-	if h.pingAt != 0 && m.now-h.pingAt < 2*time.Second {
+	pause := pingPause
+	if h.failed {
+		if pause = m.conf.DeadPing; pause <= 0 {
+			pause = defaultDeadPing
+		}
+	}
+	if h.pingAt != 0 && m.now-h.pingAt < pause {
 		return
 	}
 	h.pingAt = m.now
@@ -226,11 +235,12 @@ func (m *Machine) fail(h *member) {
 	if h.heard == 0 && !m.slotMoved(h) {
 		h.knownFailed = true // it was down before this agent started
 	}
-	why := failedWhy
-	if h.report != nil && h.report.Leaving && len(h.vms) == 0 {
-		h.knownFailed, why = true, leftWhy
+	if m.left(h) {
+		h.knownFailed = true
+		m.setState(h, model.HostDisconnected, leftWhy)
+	} else {
+		m.setState(h, model.HostFailed, failedWhy)
 	}
-	m.setState(h, model.HostFailed, why)
 	if !h.knownFailed {
 		m.failoverOf(h)
 	}

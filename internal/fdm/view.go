@@ -197,6 +197,9 @@ func (m *Machine) hostView(h *member, now time.Duration) HostView {
 	if r := h.report; r != nil {
 		x.fill(r)
 		x.Networks = r.Networks
+		if r.Leaving && !h.suspect {
+			x.Reason = leavingNow
+		}
 	}
 	x.Heartbeats = h.heartbeats
 	x.Warnings = append(m.heartbeatWarnings(h), m.networkWarnings(h)...)

@@ -53,7 +53,8 @@ type vm struct {
 	seen       bool   // to run in this reign, or managed only since
 	shown      bool   // told to people as protected
 	inFailover string
-	forgetOff  bool // the record of its last stop is not to count again
+	forgetOff  bool        // the record of its last stop is not to count again
+	offSeen    model.Epoch // its holder said of this epoch that it was stopped on purpose
 	askers     []asker
 }
 

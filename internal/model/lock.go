@@ -107,4 +107,6 @@ type PoweredOffNote struct {
 	VM        VMID   `json:"vm"`
 	LockEpoch Epoch  `json:"lockEpoch"`
 	Host      HostID `json:"host"`
+	// Withdrawn: the stop did not come, and the note counts for nothing.
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }

@@ -289,6 +289,12 @@ func (a *agentd) carryOut(e fdm.Effect) {
 	case fdm.WriteNote:
 		a.storage(e.Datastore, latencyList, true, a.writeLimit(), func(p *path) *lease.Fault { return p.d.writeNote(e.Note) },
 			func(kind, text string) fdm.Event { return fdm.NoteWritten{Op: e.Op, Kind: kind, Err: text} })
+	case fdm.ReadNote:
+		r := fdm.NoteRead{Op: e.Op}
+		a.storage(e.Datastore, latencyLock, false, a.readLimit(), func(p *path) *lease.Fault {
+			r.Note = p.d.notes[e.VM]
+			return nil
+		}, func(kind, text string) fdm.Event { r.Kind, r.Err = kind, text; return r })
 	case fdm.Emit:
 		s.emitted(h, &e.Event)
 	case fdm.SaveConfig:

@@ -12,9 +12,11 @@ systemctl daemon-reload
 for s in libvirtd virtqemud; do
 	systemctl is-active -q "$s" && systemctl kill --kill-who=main -s HUP "$s" || true
 done
-systemctl enable -q hanok-guard hanok-agent
+systemctl enable -q hanok-guard hanok-agent hanok-host-shutdown
 # A host that is not set up yet starts nothing (ConditionPathExists); one that
 # is gets the new programs, guard first.
 systemctl restart hanok-guard || true
 systemctl restart hanok-agent || true
+# Started, never restarted: its stop is what stops VMs when the host goes down.
+systemctl start hanok-host-shutdown || true
 exit 0

@@ -28,6 +28,7 @@ if [ -d /run/systemd/system ]; then
 	for s in libvirtd virtqemud; do
 		systemctl is-active -q "$s" && systemctl kill --kill-who=main -s HUP "$s" || true
 	done
+	systemctl disable -q hanok-host-shutdown || true # it stops no VM any more: the program is gone
 	systemctl disable -q --now hanok-agent || true
 	systemctl disable -q --now hanok-guard || true
 fi

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"hanok.dev/hanok/internal/event"
@@ -18,8 +19,10 @@ import (
 
 // Bounds.
 const (
-	// MaxFile is the size at which the file is rotated.
+	// MaxFile is the size at which the file is rotated, Files how many are kept,
+	// unless Bound says otherwise.
 	MaxFile = 8 << 20
+	Files   = 2
 	// MaxEvent is the largest event kept, as a JSON line.
 	MaxEvent = 64 << 10
 	// keepRecent is how many events stay in memory for followers and for
@@ -31,18 +34,19 @@ const (
 
 // Log is a host's event log. Its methods may be called concurrently.
 type Log struct {
-	path    string
-	maxFile int64
+	path string
 
-	mu     sync.Mutex
-	file   *os.File
-	size   int64
-	seen   map[string]bool
-	order  []string // of seen, oldest first
-	recent []event.Event
-	next   uint64 // number of the next event; recent holds those before it
-	moved  chan struct{}
-	bad    int
+	mu      sync.Mutex
+	maxFile int64
+	files   int
+	file    *os.File
+	size    int64
+	seen    map[string]bool
+	order   []string // of seen, oldest first
+	recent  []event.Event
+	next    uint64 // number of the next event; recent holds those before it
+	moved   chan struct{}
+	bad     int
 }
 
 // Open opens or creates the log at path and reads what it holds.
@@ -52,8 +56,8 @@ func open(path string, maxFile int64) (*Log, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("event log: %w", err)
 	}
-	l := &Log{path: path, maxFile: maxFile, seen: map[string]bool{}, moved: make(chan struct{})}
-	for _, p := range []string{l.old(), path} {
+	l := &Log{path: path, maxFile: maxFile, files: Files, seen: map[string]bool{}, moved: make(chan struct{})}
+	for _, p := range l.all() {
 		if err := l.scan(p, l.remember); err != nil {
 			return nil, err
 		}
@@ -64,7 +68,45 @@ func open(path string, maxFile int64) (*Log, error) {
 	return l, nil
 }
 
-func (l *Log) old() string { return l.path + ".1" }
+// old is the n-th file before the one that is written.
+func (l *Log) old(n int) string { return fmt.Sprintf("%s.%d", l.path, n) }
+
+// all are the files that exist, the oldest first.
+func (l *Log) all() []string {
+	out := []string{l.path}
+	for n := 1; n < maxFiles; n++ {
+		if _, err := os.Stat(l.old(n)); err != nil {
+			break
+		}
+		out = append(out, l.old(n))
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// maxFiles bounds the number of files that are looked for.
+const maxFiles = 1000
+
+// Bound sets the size at which the file is rotated, at least two of the largest
+// events, and the number of files that are kept, at least two; older ones are
+// removed.
+func (l *Log) Bound(maxFile int64, files int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.maxFile, l.files = max(maxFile, 2*MaxEvent), min(max(files, 2), maxFiles)
+	return l.trim(l.files)
+}
+
+// trim removes the files from the n-th on.
+func (l *Log) trim(n int) error {
+	for ; ; n++ {
+		if err := os.Remove(l.old(n)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("event log: %w", err)
+		}
+	}
+}
 
 // openFile opens the file for appending; a line that a crash cut short is ended
 // first, so that it spoils no other.
@@ -139,11 +181,24 @@ func (l *Log) rotate() error {
 	if l.file != nil {
 		_ = l.file.Close() // nothing is buffered
 		l.file = nil
-		if err := os.Rename(l.path, l.old()); err != nil {
+		if err := l.shift(); err != nil {
 			return fmt.Errorf("event log: rotate: %w", err)
 		}
 	}
 	return l.openFile()
+}
+
+// shift renames each file to the next older, but those that are too old.
+func (l *Log) shift() error {
+	if err := l.trim(l.files - 1); err != nil {
+		return err
+	}
+	for n := len(l.all()) - 1; n > 0; n-- {
+		if err := os.Rename(l.old(n), l.old(n+1)); err != nil {
+			return err
+		}
+	}
+	return os.Rename(l.path, l.old(1))
 }
 
 // remember notes an event in memory.
@@ -220,13 +275,13 @@ func (l *Log) Recent(limit int, keep func(event.Event) bool) []event.Event {
 	return out
 }
 
-// Read returns the newest events of both files for which keep is true (all when
+// Read returns the newest events of all files for which keep is true (all when
 // it is nil), at most limit, oldest first.
 func (l *Log) Read(limit int, keep func(event.Event) bool) ([]event.Event, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []event.Event
-	for _, p := range []string{l.old(), l.path} {
+	for _, p := range l.all() {
 		err := l.scan(p, func(e event.Event) {
 			if keep != nil && !keep(e) {
 				return
@@ -251,7 +306,7 @@ func (l *Log) After(id string, limit int, keep func(event.Event) bool) (events [
 	defer l.mu.Unlock()
 	found, last = id == "", id
 	for _, whole := range []bool{false, true} {
-		for _, p := range []string{l.old(), l.path} {
+		for _, p := range l.all() {
 			err := l.scan(p, func(e event.Event) {
 				switch {
 				case !found && !whole:
