@@ -8,7 +8,7 @@ packages=(
 	qemu-system-x86 qemu-utils
 	libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients procps
 	qemu-guest-agent busybox-static linux-image-cloud-amd64
-	nftables iproute2 fuse3 cpio kmod universal-ctags curl jq
+	nftables dbus-daemon iproute2 fuse3 cpio kmod universal-ctags curl jq
 )
 if [ "${1:-lab}" = bench ]; then
 	packages=(pacemaker-cli-utils)

@@ -56,6 +56,10 @@ func TestWriteNote(t *testing.T) {
 	if e := await[fdm.NoteWritten](t, r.core, nil); e.Op != 1 || e.Kind != "" {
 		t.Errorf("%+v", e)
 	}
+	r.core.do(fdm.ReadNote{Op: 3, Datastore: "ds1", VM: vmA})
+	if e := await[fdm.NoteRead](t, r.core, nil); e.Op != 3 || e.Kind != "" || e.Note.LockEpoch != 4 {
+		t.Errorf("%+v", e)
+	}
 	r.core.do(fdm.WriteNote{Op: 2, Datastore: "nowhere"})
 	if e := await[fdm.NoteWritten](t, r.core, nil); e.Kind == "" {
 		t.Errorf("a note on an unknown datastore: %+v", e)

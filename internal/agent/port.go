@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,13 +21,23 @@ const portCheck = 30 * time.Second
 // Firewall closes the agents' port to strangers; the functions of package
 // firewall, or what a test puts in their place.
 type Firewall struct {
-	Apply  func(firewall.Rules) error
-	Check  func(firewall.Rules) ([]firewall.Finding, error)
-	Remove func() error
+	// Admit has firewalld let members through, where it runs; Withdraw takes that
+	// back, Watch tells when firewalld was reloaded or started.
+	Admit    func(context.Context, firewall.Rules) (bool, error)
+	Withdraw func(context.Context) error
+	Watch    func(context.Context, func()) error
+	Apply    func(firewall.Rules) error
+	Check    func(firewall.Rules) ([]firewall.Finding, error)
+	Remove   func() error
 }
 
 // HostFirewall is that of the network namespace this process is in.
-var HostFirewall = Firewall{Apply: firewall.Apply, Check: firewall.Check, Remove: firewall.Remove}
+var HostFirewall = Firewall{Apply: firewall.Apply, Check: firewall.Check, Remove: firewall.Remove,
+	Admit: firewall.Firewalld{}.Admit, Withdraw: firewall.Firewalld{}.Withdraw, Watch: firewall.Firewalld{}.Watch}
+
+// firewalldLimit is how long firewalld may take to answer; a reload takes
+// seconds.
+const firewalldLimit = 10 * time.Second
 
 // PortRules are the members of a cluster file, by all their addresses.
 func PortRules(c *config.Cluster) firewall.Rules {
@@ -48,15 +59,22 @@ func (a *Agent) guardPort(ctx context.Context) {
 	if f == nil {
 		return
 	}
+	a.goes(func() {
+		if err := f.Watch(ctx, a.portMembersChanged); err != nil {
+			a.log.Warn("a reload of firewalld is noticed late", "err", err)
+		}
+	})
 	tick := time.NewTicker(portCheck)
 	defer tick.Stop()
 	for {
-		a.notePort(ctx, closePort(f, PortRules(a.setup.Load().cluster)))
+		a.notePort(ctx, closePort(ctx, f, PortRules(a.setup.Load().cluster)))
 		select {
 		case <-tick.C:
 		case <-a.portChanged:
 		case <-ctx.Done():
-			if err := f.Remove(); err != nil {
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), firewalldLimit)
+			defer cancel()
+			if err := errors.Join(f.Remove(), f.Withdraw(last)); err != nil {
 				a.log.Warn("the rules for the agents' port stay", "err", err, "remedy", "hanok ha firewall remove")
 			}
 			return
@@ -65,16 +83,26 @@ func (a *Agent) guardPort(ctx context.Context) {
 }
 
 // closePort returns what an administrator must know.
-func closePort(f *Firewall, r firewall.Rules) []string {
+func closePort(ctx context.Context, f *Firewall, r firewall.Rules) []string {
+	ctx, cancel := context.WithTimeout(ctx, firewalldLimit)
+	defer cancel()
 	var out []string
 	if err := f.Apply(r); err != nil {
 		out = append(out, fmt.Sprintf("port %d is not closed to strangers, who are refused by certificate alone: %v; is the kernel module nf_tables there?", r.Port, err))
 	}
+	asked, err := f.Admit(ctx, r)
+	if err != nil {
+		out = append(out, fmt.Sprintf("firewalld was not made to admit the members: %v; see `hanok ha firewall check`", err))
+	}
+	admitted := asked && err == nil
 	found, err := f.Check(r)
 	if err != nil {
 		out = append(out, fmt.Sprintf("whether another firewall drops what members send is not known: %v", err))
 	}
 	for _, x := range found {
+		if admitted && x.OfFirewalld() {
+			continue // it says itself that they get through
+		}
 		out = append(out, x.String())
 	}
 	return out

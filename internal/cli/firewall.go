@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -11,10 +13,10 @@ import (
 
 func newFirewall(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "firewall", Short: "The rules of this host for the agents' port"}
-	cmd.AddCommand(newFirewallCheck(a), &cobra.Command{Use: "remove", Short: "Remove Hanok's table, when Hanok is uninstalled", Args: cobra.NoArgs,
+	cmd.AddCommand(newFirewallCheck(a), &cobra.Command{Use: "remove", Short: "Remove Hanok's table and firewalld rules, when Hanok is uninstalled", Args: cobra.NoArgs,
 		Long: "Remove the nftables table that admits only members to the agents' port. The agent\nremoves it when it ends, and makes it again while it runs.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := firewall.Remove(); err != nil {
+			if err := errors.Join(firewall.Remove(), firewall.Firewalld{}.Withdraw(c.Context())); err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "the nftables table inet %s is not there any more\n", firewall.TableName)
@@ -33,6 +35,13 @@ func newFirewallCheck(a *app) *cobra.Command {
 			found, err := firewall.Check(agent.PortRules(now))
 			if err != nil {
 				return err
+			}
+			_, admits, err := firewall.Firewalld{}.Admits(c.Context(), agent.PortRules(now))
+			if err != nil {
+				return err
+			}
+			if admits {
+				found = slices.DeleteFunc(found, firewall.Finding.OfFirewalld)
 			}
 			for _, f := range found {
 				fmt.Fprintln(c.OutOrStdout(), f)

@@ -22,6 +22,10 @@ type Finding struct {
 	Remedy string
 }
 
+// OfFirewalld tells whether the chain is firewalld's, whose rules are not
+// understood all: what it answers itself counts for more.
+func (f Finding) OfFirewalld() bool { return strings.Contains(f.Chain, " firewalld ") }
+
 func (f Finding) String() string {
 	verb := "may drop"
 	if f.Certain {

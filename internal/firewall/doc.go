@@ -5,5 +5,5 @@
 // The table admits or drops packets to the port alone; all else passes it. An
 // accept in it cannot override a drop in another table: [Check] follows a
 // member's packet through the other tables and says which chain drops it and
-// what to write there.
+// what to write there. Where firewalld runs, [Firewalld] has it admit the members.
 package firewall

@@ -187,3 +187,57 @@ func TestAfter(t *testing.T) {
 		t.Errorf("after an unknown one: %s, %v, %v", ids(got), found, err)
 	}
 }
+
+// Bounds may change while the log is open: files that are too many go.
+func TestBound(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	l, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	count := func() int {
+		list, err := filepath.Glob(path + "*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	big := func(n int) event.Event { e := ev(n); e.Text = strings.Repeat("x", MaxEvent/2); return e }
+	if err := l.Bound(1, 4); err != nil { // never less than two of the largest events
+		t.Fatal(err)
+	}
+	for n := range 40 {
+		add(t, l, big(n))
+	}
+	if n := count(); n != 4 {
+		t.Errorf("%d files, want 4", n)
+	}
+	got, err := l.Read(100, nil)
+	if err != nil || len(got) < 9 || got[len(got)-1].ID != big(39).ID {
+		t.Fatalf("%s, %v", ids(got), err)
+	}
+	for i := 1; i < len(got); i++ {
+		if got[i].ID != big(40-len(got)+i).ID {
+			t.Fatalf("a gap in what was kept: %s", ids(got))
+		}
+	}
+	if err := l.Bound(1, 2); err != nil || count() != 2 {
+		t.Errorf("%v, %d files, want 2", err, count())
+	}
+	for n := 40; n < 60; n++ {
+		add(t, l, big(n))
+	}
+	if n := count(); n != 2 {
+		t.Errorf("%d files, want 2", n)
+	}
+	if err := l.Bound(1<<20, 2); err != nil {
+		t.Fatal(err)
+	}
+	for n := 60; n < 80; n++ {
+		add(t, l, big(n))
+	}
+	if got, _ := l.Read(100, nil); len(got) < 20 {
+		t.Errorf("larger files keep no more: %s", ids(got))
+	}
+}
