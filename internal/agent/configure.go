@@ -190,6 +190,9 @@ func settingsOf(c *config.Cluster, v *config.VM) fdm.VMSettings {
 	s := fdm.VMSettings{Priority: v.Restart.Priority, Requested: v.Requested, DependsOn: c.DependenciesOf(v),
 		Infrastructure: v.Restart.Infrastructure, Ready: model.ReadyWhen(v.Restart.ReadyWhen), Delay: v.Restart.Delay, Timeout: v.Restart.Timeout,
 		Isolation: fdm.IsolationResponse(v.IsolationResponse)}
+	if restarts, relocations, ok := v.Restart.Limits(); ok {
+		s.Limits = &fdm.AttemptLimits{Restarts: restarts, Relocations: relocations}
+	}
 	if s.Timeout == 0 {
 		s.Timeout = -1 // nobody waits; the core's 0 is its default
 	}

@@ -73,12 +73,29 @@ func newHAResources(a *app) *cobra.Command {
 		}
 		t := &table{header: []string{"ID", "NODE", "TYPE", "NAME", "STATE", "MAX RESTART", "MAX RELOCATE", "FAILBACK"}}
 		for _, x := range r.Resources {
-			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, fmt.Sprint(x.MaxRestart), fmt.Sprint(x.MaxRelocate), yesNo(x.Failback))
+			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, limit(x.MaxRestart), limit(x.MaxRelocate), failback(x.Failback))
 		}
 		t.write(w, painterFor(w))
 		return nil
 	}
 	return cmd
+}
+
+// limit shows a limit of attempts; "-" is the cluster's.
+func limit(n int32) string {
+	if n < 0 {
+		return "-"
+	}
+	return fmt.Sprint(n)
+}
+
+// failback shows whether a VM is to return to its first host, which waits for
+// live migration.
+func failback(wanted bool) string {
+	if wanted {
+		return "not yet"
+	}
+	return "no"
 }
 
 func newHARules(a *app) *cobra.Command {

@@ -220,10 +220,34 @@ type Restart struct {
 	// Delay is an extra pause after the ready condition. Default 0s.
 	Delay time.Duration `yaml:"delay"`
 	// Timeout is how long lower classes wait for it. Default 600s.
-	Timeout     time.Duration `yaml:"timeout"`
-	MaxRestart  int           `yaml:"maxRestart"`
-	MaxRelocate int           `yaml:"maxRelocate"`
-	Failback    bool          `yaml:"failback"`
+	Timeout time.Duration `yaml:"timeout"`
+	// MaxRestart is how many more attempts to start it follow a failure on the
+	// same host, MaxRelocate how often another host is tried then, before it stays
+	// down in state error. When both are NoLimit (default),
+	// das.maxvmrestartcount counts; when one is, it is 1.
+	MaxRestart  int `yaml:"maxRestart"`
+	MaxRelocate int `yaml:"maxRelocate"`
+	// Failback: it returns to the host that it ran on before a failover. Without
+	// effect until VMs can move while they run. Default false.
+	Failback bool `yaml:"failback"`
+}
+
+// NoLimit is the value of MaxRestart and MaxRelocate that are not set.
+const NoLimit = -1
+
+// Limits are the limits of attempts that are the VM's own; ok false when it has
+// none.
+func (r *Restart) Limits() (restarts, relocations int, ok bool) {
+	if r.MaxRestart < 0 && r.MaxRelocate < 0 {
+		return 0, 0, false
+	}
+	or1 := func(n int) int {
+		if n < 0 {
+			return 1
+		}
+		return n
+	}
+	return or1(r.MaxRestart), or1(r.MaxRelocate), true
 }
 
 // Rule kinds.
@@ -281,7 +305,7 @@ func NewVM(name string) VM {
 func defaultVM() VM {
 	return VM{Type: "vm", Requested: model.RequestedStarted, CPUs: 1, Restart: Restart{
 		Priority: model.PriorityMedium, ReadyWhen: "resourcesAllocated", Timeout: 600 * time.Second,
-		MaxRestart: 1, MaxRelocate: 1, Failback: true,
+		MaxRestart: NoLimit, MaxRelocate: NoLimit,
 	}}
 }
 

@@ -280,6 +280,8 @@ func (c *Cluster) checkVMs(p *Problems, refs bool) {
 		if v.CPUs < 1 || v.CPUs > 4096 {
 			p.add(at+".cpus", "", "%d is not from 1 to 4096", v.CPUs)
 		}
+		checkLimit(p, at+".restart.maxRestart", v.Restart.MaxRestart)
+		checkLimit(p, at+".restart.maxRelocate", v.Restart.MaxRelocate)
 		if v.Memory > 0 && v.Reservation.Memory > v.Memory {
 			p.add(at+".reservation.memory", "reserve at most the VM's memory", "%s is more than the VM's %s",
 				FormatMemory(v.Reservation.Memory), FormatMemory(v.Memory))
@@ -302,6 +304,16 @@ func (c *Cluster) checkVMs(p *Problems, refs bool) {
 			p.add(at+".host", "choose a host that mounts them, or add them to its datastores",
 				"%s does not mount all datastores of the VM", v.Host)
 		}
+	}
+}
+
+// maxLimit bounds the attempts of one VM: with pauses of up to a minute a hundred
+// take longer than anybody waits.
+const maxLimit = 100
+
+func checkLimit(p *Problems, field string, n int) {
+	if n < NoLimit || n > maxLimit {
+		p.add(field, "leave it out for the cluster's das.maxvmrestartcount", "%d is not from 0 to %d", n, maxLimit)
 	}
 }
 

@@ -218,7 +218,7 @@ func (m *Machine) register(p model.ProtectedVM, reply func(AdminReply)) {
 		keep := v.p
 		v.p = p
 		v.p.Down, v.p.Host, v.p.LastEpoch = keep.Down, keep.Host, max(keep.LastEpoch, p.LastEpoch)
-		v.p.Requested = keep.Requested
+		v.p.Requested, v.p.Settled = keep.Requested, keep.Settled
 		if p.Requested == model.RequestedStarted && v.running {
 			v.p.Requested = p.Requested
 		}
@@ -229,6 +229,7 @@ func (m *Machine) register(p model.ProtectedVM, reply func(AdminReply)) {
 		reply(AdminReply{OK: true, Text: fmt.Sprintf("%s is managed and recorded on %s", p.Name, st.name)})
 	})
 	m.welcomeDue = true
+	m.enforce(v)
 	m.evaluate(v)
 }
 
@@ -265,17 +266,8 @@ func (m *Machine) startAsked(v *vm, reply func(AdminReply)) {
 	if v.order != nil {
 		return
 	}
-	v.p.Requested = model.RequestedStarted
-	if v.p.Down == nil {
-		v.p.Down = &model.DownState{Cause: "an administrator asked for its start"}
-	}
-	v.p.Down.Attempts, v.p.Down.Hosts = 0, nil
-	v.standing, v.nextTry, v.lockKnown = false, 0, false
-	delete(m.waiting, v.p.ID)
+	m.startAnew(v, "an administrator asked for its start")
 	m.emit(event.Event{Kind: event.Admin, VM: v.p.Name, Text: fmt.Sprintf("start of %s asked for", v.p.Name)})
-	// The lock record of its last stop must not count as a new stop.
-	v.forgetOff = true
-	m.save(v)
 	m.evaluate(v)
 }
 
@@ -393,6 +385,7 @@ func (m *Machine) settleApplies() {
 func (m *Machine) settingsChanged() {
 	for _, id := range sortedKeys(m.vms) {
 		v := m.vms[id]
+		m.enforce(v)
 		m.showProtection(v)
 		if !v.running {
 			v.nextTry, v.lockKnown = 0, false

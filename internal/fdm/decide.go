@@ -21,6 +21,10 @@ func (m *Machine) evaluate(v *vm) {
 		delete(m.waiting, v.p.ID)
 		m.leaveFailover(v)
 		m.showProtection(v)
+		m.settleDown(v)
+		return
+	}
+	if m.gaveUpOn(v) {
 		return
 	}
 	if m.now < v.nextTry {

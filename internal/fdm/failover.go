@@ -92,6 +92,9 @@ func (m *Machine) wantOf(v *vm) placement.Want {
 			w.Failed[h]++
 		}
 	}
+	if h := m.staysOn(v); h != "" {
+		delete(w.Failed, h)
+	}
 	return w
 }
 
@@ -100,6 +103,9 @@ func (m *Machine) place(v *vm, room *placement.State) {
 	w.Only, w.Prefer = v.want.only, v.want.prefer
 	if w.Prefer == "" || w.Failed[w.Prefer] > 0 {
 		w.Prefer = v.planned
+	}
+	if h := m.staysOn(v); h != "" {
+		w.Prefer = h
 	}
 	c := room.Place(w)
 	if c.Host == "" {
@@ -138,7 +144,8 @@ func (m *Machine) startOn(v *vm, h *member) {
 	d := v.p.Down
 	o := m.newOrder(v, h, CommandStart, v.want.epoch)
 	o.cmd.Takeover, o.cmd.Failover = v.want.takeover, d.Failover
-	if d.Attempts < m.maxRestarts() {
+	m.countMove(v, h.name)
+	if d.Attempts < m.attemptsOf(v) {
 		d.Attempts++
 		o.counted = true
 	}
@@ -269,6 +276,7 @@ func (m *Machine) dropOrder(o *order, why string) {
 	v.lockKnown = false
 	if o.kind != CommandStart {
 		m.answerStop(v, AdminReply{Text: fmt.Sprintf("%s: %s", v.p.Name, why)})
+		m.stopFailed(v, "")
 	}
 	v.reason = why
 	m.rediscover(v)
@@ -378,6 +386,7 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 	if o.kind != CommandStart {
 		m.emit(event.Event{Kind: event.Refused, Severity: event.Warning, VM: v.p.Name, Host: o.host.name, Text: fmt.Sprintf("%s was not stopped", v.p.Name), Cause: p.Text})
 		m.answerStop(v, AdminReply{Text: fmt.Sprintf("%s was not stopped on %s: %s", v.p.Name, o.host.name, p.Text)})
+		m.stopFailed(v, p.Code)
 		m.rediscover(v)
 		m.evaluate(v)
 		return
@@ -400,14 +409,19 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 		return
 	}
 	if counted {
+		v.p.Down.Here++
 		if !known {
 			m.emit(event.Event{Kind: event.RestartFailed, Severity: event.Warning, VM: v.p.Name, Host: o.host.name, Datastore: v.st.name, Failover: v.p.Down.Failover,
-				Text: fmt.Sprintf("%s did not start on %s (attempt %d of %d)", v.p.Name, o.host.name, v.p.Down.Attempts, m.maxRestarts()), Cause: p.Text,
+				Text: fmt.Sprintf("%s did not start on %s (attempt %d of %d)", v.p.Name, o.host.name, v.p.Down.Attempts, m.attemptsOf(v)), Cause: p.Text,
 				Evidence: map[string]string{"code": p.Code, "command": o.id, "after": seconds(p.After)}})
 		}
 		pause = m.backoff(v.p.Down.Attempts)
 	}
-	if counted && v.p.Down.Attempts >= m.maxRestarts() {
+	if counted && m.spent(v) {
+		m.giveUp(v, why)
+		return
+	}
+	if counted && v.p.Down.Attempts >= m.attemptsOf(v) {
 		v.standing, pause, m.orderDue = true, m.cfg.Probe, true
 		m.waiting[v.p.ID] = v
 		m.standingReason(v, fmt.Sprintf("%d attempts failed, the last with %s", v.p.Down.Attempts, why), known)

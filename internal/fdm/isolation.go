@@ -175,7 +175,11 @@ func (m *Machine) joinAgain(why string) {
 
 // responseTo is the response for a VM.
 func (m *Machine) responseTo(name string) IsolationResponse {
-	if s, ok := m.conf.VMs[name]; ok && s.Isolation != "" {
+	s := m.conf.VMs[name]
+	switch {
+	case s.Requested == model.RequestedIgnored:
+		return IsolationNone
+	case s.Isolation != "":
 		return s.Isolation
 	}
 	return m.conf.Isolation.Response

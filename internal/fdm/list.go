@@ -330,7 +330,7 @@ func (m *Machine) adopt(st *store, vms []model.ProtectedVM) {
 		v := m.addVM(st, p)
 		v.shown = m.wasProtected[p.ID]
 		added[p.ID] = v
-		if d := p.Down; d != nil {
+		if d := p.Down; d != nil && !d.Failed {
 			v.nextTry = m.now + d.RetryIn
 			m.joinFailover(v, d.Failover)
 		}
@@ -342,6 +342,7 @@ func (m *Machine) adopt(st *store, vms []model.ProtectedVM) {
 		if h := at[v.p.ID]; h != nil {
 			m.setRunning(v, h, h.active[v.p.ID])
 		}
+		m.enforce(v)
 		m.evaluate(v)
 	}
 }

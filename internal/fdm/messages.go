@@ -396,4 +396,12 @@ type VMSettings struct {
 	Ready   model.ReadyWhen
 	Delay   time.Duration
 	Timeout time.Duration
+	// Limits are its own limits of attempts to start it; nil: Cluster.MaxRestarts,
+	// each attempt on the host where fewest have failed.
+	Limits *AttemptLimits
 }
+
+// AttemptLimits bound the attempts to start a VM: after each failure Restarts
+// more on the same host, then on another one, at most Relocations times; then it
+// stays down in state error.
+type AttemptLimits struct{ Restarts, Relocations int }

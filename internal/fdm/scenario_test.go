@@ -3,6 +3,7 @@ package fdm
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -293,8 +294,9 @@ func (s *scenario) act(f []string) {
 			x.host = model.HostID(f[4])
 		}
 		w.faults[model.VMID("vm-"+f[1])] = x
-	case "guest": // guest VM silent|answers
+	case "guest": // guest VM silent|answers|ignores-shutdown
 		w.mute[model.VMID("vm-"+f[1])] = f[2] == "silent"
+		w.stubborn[model.VMID("vm-"+f[1])] = f[2] == "ignores-shutdown"
 	case "admin":
 		s.admin(f[1:])
 	case "config":
@@ -355,6 +357,13 @@ func (s *scenario) settings(name string, sets []string) {
 			x.Delay = d
 		case "timeout":
 			x.Timeout = d
+		case "requested":
+			x.Requested = model.Requested(v)
+		case "limits": // limits=RESTARTS/RELOCATIONS
+			a, b, _ := strings.Cut(v, "/")
+			x.Limits = &AttemptLimits{}
+			x.Limits.Restarts, _ = strconv.Atoi(a)
+			x.Limits.Relocations, _ = strconv.Atoi(b)
 		default:
 			s.t.Fatalf("%s: unknown setting", s.line)
 		}
@@ -457,6 +466,12 @@ func (s *scenario) config(host string, sets []string) {
 				}
 			}
 			c.VMs = next
+		case "requested": // requested=VM:STATE
+			vm, r, _ := strings.Cut(v, ":")
+			c.VMs = maps.Clone(c.VMs)
+			x := c.VMs[vm]
+			x.Requested = model.Requested(r)
+			c.VMs[vm] = x
 		case "hostShutdown":
 			c.HostShutdown = HostShutdown(v)
 		case "dependsOn":

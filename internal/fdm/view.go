@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -242,10 +241,14 @@ func (m *Machine) vmState(v *vm) (model.VMState, string) {
 	switch {
 	case v.order != nil && v.order.kind != CommandStart:
 		return model.VMStopping, ""
-	case v.running && (v.local.Phase == lease.PhaseFrozen || v.local.Phase == lease.PhaseFreezing):
+	case m.frozenThere(v):
 		return model.VMFrozen, v.local.Reason
+	case m.requested(v) == model.RequestedIgnored && v.running:
+		return model.VMIgnored, "HA leaves it alone; it runs on " + string(v.host.name)
 	case v.running && v.host.suspect:
 		return model.VMStarted, fmt.Sprintf("%s is %s; the VM is kept by its guard", v.host.name, v.host.state)
+	case v.running && m.mustStop(v):
+		return model.VMStopping, fmt.Sprintf("it is %s in the cluster file", m.conf.VMs[v.p.Name].Requested)
 	case v.running:
 		return model.VMStarted, ""
 	case v.order != nil:

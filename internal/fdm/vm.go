@@ -39,6 +39,9 @@ type vm struct {
 	triedAt  time.Duration
 	movedAt  time.Duration // its stop was last ordered because its storage is lost
 
+	stopAgain time.Duration // not ordered to stop for the cluster file before
+	stuck     bool          // its guest did not shut down for the cluster file
+
 	metAt     time.Duration // its ready condition holds since then; 0: it does not
 	gateSince time.Duration // others count the time-out of their wait for it from then
 	gateOver  bool          // and it is over
@@ -170,6 +173,11 @@ func runs(lv LocalVM) bool {
 	return true
 }
 
+// frozenThere tells whether a VM is frozen by report.
+func (m *Machine) frozenThere(v *vm) bool {
+	return v.running && (v.local.Phase == lease.PhaseFrozen || v.local.Phase == lease.PhaseFreezing)
+}
+
 // setRunning takes over what a host reports of a VM; h nil: it runs nowhere.
 func (m *Machine) setRunning(v *vm, h *member, lv LocalVM) {
 	if v.order != nil && v.order.kind == CommandStart {
@@ -204,7 +212,7 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 	p := &v.p
 	newer := epoch > p.LastEpoch
 	dirty := newer || p.Host != h.name || p.Down != nil
-	if p.Requested == model.RequestedStopped && newer && started && v.order == nil {
+	if p.Requested == model.RequestedStopped && newer && started && v.order == nil && !m.mustStop(v) {
 		p.Requested = model.RequestedStarted
 		m.emit(event.Event{Kind: event.VMUp, VM: p.Name, Host: h.name, Text: fmt.Sprintf("%s was started on %s by its user: it is wanted running again", p.Name, h.name)})
 	}
@@ -236,6 +244,7 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 		m.answerStart(v, AdminReply{OK: true, Text: fmt.Sprintf("%s runs on %s", p.Name, h.name)})
 	}
 	m.showProtection(v)
+	m.enforce(v)
 }
 
 // protected: wanted running, running under its lock, and recorded.

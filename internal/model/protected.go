@@ -27,6 +27,9 @@ type ProtectedVM struct {
 	Priority  Priority  `json:"priority,omitempty"`
 	Requested Requested `json:"requested"`
 	DependsOn []string  `json:"dependsOn,omitempty"`
+	// Settled is the requested state of the cluster file that was last brought
+	// about; empty until the file has one.
+	Settled Requested `json:"settled,omitempty"`
 	// Host is where it last ran, LastEpoch the lock epoch it ran under.
 	Host      HostID `json:"host,omitempty"`
 	LastEpoch Epoch  `json:"lastEpoch,omitempty"`
@@ -49,6 +52,13 @@ type DownState struct {
 	// most 16 kept.
 	Attempts int      `json:"attempts"`
 	Hosts    []HostID `json:"hosts,omitempty"`
+	// Here is how many attempts have failed on the last of Hosts since the VM was
+	// placed there, Moves how often it was placed on another one after a failure.
+	Here  int `json:"here,omitempty"`
+	Moves int `json:"moves,omitempty"`
+	// Failed: its own limits of restarts and relocations are used up; it stays
+	// down until somebody asks for its start.
+	Failed bool `json:"failed,omitempty"`
 	// Reason is the standing reason why it does not run, for people.
 	Reason string `json:"reason,omitempty"`
 	// RetryIn is how long the next attempt had still to wait when the list was

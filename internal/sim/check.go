@@ -310,6 +310,12 @@ func (c *checker) watchVM(g *guest, x *fdm.VMView) {
 		t.possible, t.silent = 0, 0
 		return
 	}
+	if c := s.cluster.VMByName(g.name); c != nil && x.State == model.VMError {
+		if _, _, own := c.Restart.Limits(); own { // it waits for somebody
+			t.possible, t.silent = 0, 0
+			return
+		}
+	}
 	if !s.mayRun(g) || x.Priority == model.PriorityDisabled {
 		t.possible = 0
 	} else if t.possible == 0 {

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
@@ -147,6 +148,27 @@ var offs = map[string]func() Tamper{
 			}
 		}}
 	},
+	"dependencies":   settings(func(v *fdm.VMSettings) { v.DependsOn = nil }),
+	"infrastructure": settings(func(v *fdm.VMSettings) { v.Infrastructure = false }),
+	"timeout":        settings(func(v *fdm.VMSettings) { v.Timeout = time.Hour }),
+	"requested":      settings(func(v *fdm.VMSettings) { v.Requested = model.RequestedStarted }),
+	"limits":         settings(func(v *fdm.VMSettings) { v.Limits = nil }),
+	"rules":          func() Tamper { return Tamper{Config: func(c *fdm.Cluster) { c.Rules = nil }} },
+	"per-host":       func() Tamper { return Tamper{Config: func(c *fdm.Cluster) { c.PerHost = 32 }} },
+	"backoff": func() Tamper { // what a primary reads tells nothing of failed attempts
+		return Tamper{AgentEvent: func(_ model.HostID, ev fdm.Event) fdm.Event {
+			if r, ok := ev.(fdm.ListRead); ok {
+				r.List.VMs = append([]model.ProtectedVM(nil), r.List.VMs...)
+				for i := range r.List.VMs {
+					if d := r.List.VMs[i].Down; d != nil {
+						r.List.VMs[i].Down = &model.DownState{Cause: d.Cause, Failover: d.Failover}
+					}
+				}
+				return r
+			}
+			return ev
+		}}
+	},
 	"fence": func() Tamper { // owners are believed dead by their silence alone
 		return Tamper{Unfenced: true, Config: func(c *fdm.Cluster) {
 			for i := range c.Datastores {
@@ -170,6 +192,18 @@ var offs = map[string]func() Tamper{
 	"reset":     func() Tamper { return Tamper{NoReset: true} },
 	"slotcheck": func() Tamper { return Tamper{NoSlotCheck: true} },
 	"respawn":   func() Tamper { return Tamper{NoRespawn: true} },
+}
+
+// settings changes what the cluster file says of every VM.
+func settings(change func(*fdm.VMSettings)) func() Tamper {
+	return func() Tamper {
+		return Tamper{Config: func(c *fdm.Cluster) {
+			for n, v := range c.VMs {
+				change(&v)
+				c.VMs[n] = v
+			}
+		}}
+	}
 }
 
 func dropAsk(which func(*lease.Request) bool) func(model.HostID, fdm.Effect) fdm.Effect {

@@ -157,8 +157,8 @@ func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
 	a.cache.VMs(cluster, "", func(v *hanokv1.VM) bool {
 		r := byName[v.Name]
 		if r == nil {
-			r = &hanokv1.Resource{Cluster: cluster, Id: "vm:" + v.Name, Type: "vm", Name: v.Name, Requested: string(model.RequestedStarted), MaxRestart: 1, MaxRelocate: 1,
-				Failback: true, Priority: v.Priority, Datastore: v.Datastore}
+			r = &hanokv1.Resource{Cluster: cluster, Id: "vm:" + v.Name, Type: "vm", Name: v.Name, Requested: string(model.RequestedStarted), MaxRestart: config.NoLimit, MaxRelocate: config.NoLimit,
+				Priority: v.Priority, Datastore: v.Datastore}
 			byName[v.Name] = r
 		}
 		r.Node, r.State, r.Reason = v.Host, v.State, v.Reason
