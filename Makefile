@@ -55,7 +55,7 @@ bench-isolation: deps build ## time from losing the network to isolated and runn
 bench-idle: deps build ## processor and memory of guard and agent with 10 VMs
 	$(GO) run ./test/bench/idle
 
-bench-datastore: ## heartbeat write and lock claim latency
+bench-datastore: ## heartbeat write and lock claim latency; what heartbeats cost in space and processor time
 	$(GO) test -run '^$$' -bench . -benchtime 200x ./internal/datastore/...
 
 bench-placement: ## plans, failure checks and rule checks against their targets and against crm_simulate (RUNS=10, PEER_RUNS=1)
