@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes dist/hanok_VERSION_ARCH.deb and dist/hanok-VERSION.ARCH.rpm from bin/.
+# Makes deb and rpm of hanok and hanok-server in dist/ from bin/.
 set -euo pipefail
 version=${1:?version}
 version=${version#v}
@@ -7,7 +7,10 @@ version=${version#v}
 case $version in [0-9]*) ;; *) version=0.0.0~$version ;; esac
 version=${version//-/+}
 mkdir -p dist
-for format in deb rpm; do
-	ARCH=$(go env GOARCH) VERSION=$version go tool -modfile=packaging/tools.mod nfpm package \
-		--config packaging/nfpm.yaml --packager "$format" --target dist/
+export VERSION=$version ARCH
+ARCH=$(go env GOARCH)
+for config in packaging/nfpm.yaml packaging/nfpm-server.yaml; do
+	for format in deb rpm; do
+		go tool -modfile=packaging/tools.mod nfpm package --config "$config" --packager "$format" --target dist/
+	done
 done

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -12,6 +11,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/logging"
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server"
@@ -47,18 +47,27 @@ func (f *storeFlags) config() store.Config {
 	return c
 }
 
+// DefaultServerMetrics is where a server shows its metrics unless told otherwise:
+// to this machine only.
+const DefaultServerMetrics = "127.0.0.1:9184"
+
 func newServer(a *app) *cobra.Command {
 	var st storeFlags
-	var name string
+	var name, metrics, logTarget string
 	var certs []string
 	cmd := &cobra.Command{Use: "server", Short: "Run the server (a service starts it); back up and restore its state", Args: cobra.NoArgs,
 		Long: "Run the server: inventory, configuration, tasks, events and the API over all\nclusters. Its state is in etcd: embedded in one directory by default, or an\nexternal cluster. Failover needs no server."}
 	st.add(cmd)
 	cmd.Flags().StringVar(&name, "name", "", "what this server is called (default: the machine's name)")
 	cmd.Flags().StringSliceVar(&certs, "cluster-pki", nil, "directory with the server's certificate for a cluster (hanok pki issue --server); may be repeated")
+	cmd.Flags().StringVar(&metrics, "metrics-address", DefaultServerMetrics, "address of metrics and health; empty for none")
+	cmd.Flags().StringVar(&logTarget, "log", string(logging.Auto), "where the log goes: auto, journal, syslog or stderr")
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), nil)).With("id", "server")
-		s, err := server.New(server.Config{Name: name, Store: st.config(), Socket: a.serverSocket, Log: log,
+		log, err := logging.New(logging.Target(logTarget), "server", c.ErrOrStderr())
+		if err != nil {
+			return usage("see `"+c.CommandPath()+" --help`", "%w", err)
+		}
+		s, err := server.New(server.Config{Name: name, Store: st.config(), Socket: a.serverSocket, Metrics: metrics, Log: log,
 			Dial: work.TLS(credentialsIn(certs), local.RemotePort)})
 		if err != nil {
 			return err

@@ -24,5 +24,6 @@ func (s *Server) handler() http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		_, _ = w.Write(hanokapi.OpenAPI)
 	})
+	s.health(mux)
 	return mux
 }

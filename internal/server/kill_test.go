@@ -48,15 +48,18 @@ func victim(dir string) {
 	passes := make(chan struct{}, 1)
 	passes <- struct{}{}
 	hosts := fakeagent.Over(http.DefaultClient, os.Getenv("HANOK_TEST_HOSTS"))
-	s, err := New(Config{Name: "victim", Socket: filepath.Join(dir, "s"), Log: slog.New(slog.DiscardHandler), Interval: 10 * time.Millisecond, Dial: hosts,
-		Store: store.Config{Dir: filepath.Join(dir, "data"), Failpoint: func(string) {
-			<-passes
-			if left--; left == 0 {
-				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				select {}
-			}
-			passes <- struct{}{}
-		}}})
+	state := store.Config{Dir: filepath.Join(dir, "data"), Failpoint: func(string) {
+		<-passes
+		if left--; left == 0 {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+		passes <- struct{}{}
+	}}
+	if e := os.Getenv("HANOK_TEST_ENDPOINT"); e != "" {
+		state.Dir, state.Endpoints = "", []string{e}
+	}
+	s, err := New(Config{Name: "victim", Socket: filepath.Join(dir, "s"), Log: slog.New(slog.DiscardHandler), Interval: 10 * time.Millisecond, Dial: hosts, Store: state})
 	if err != nil {
 		panic(err)
 	}

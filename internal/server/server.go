@@ -43,6 +43,9 @@ type Config struct {
 	Listen string
 	// Access finds out who calls at Listen.
 	Access access.Authenticator
+	// Metrics is an address for metrics and health. Empty: none. With port 0 a
+	// free one is chosen.
+	Metrics string
 	// Dial makes connections to agents; nil: no background work is done here.
 	Dial work.Dial
 	// Interval is how often each cluster is asked for its account. Default 1 s.
@@ -60,6 +63,9 @@ type Server struct {
 	cache *state.Cache
 	api   *api.API
 	addr  net.Addr
+	meter *meter
+
+	metricsAddr net.Addr
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -91,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log = slog.Default()
 	}
 	cfg.Store.Log = cfg.Log
-	return &Server{cfg: cfg, log: cfg.Log, failed: make(chan error, 4)}, nil
+	return &Server{cfg: cfg, log: cfg.Log, meter: newMeter(), failed: make(chan error, 4)}, nil
 }
 
 // Start opens the state and serves. When it fails everything that it opened is
@@ -126,6 +132,9 @@ func (s *Server) Start(ctx context.Context) (err error) {
 		s.goes(func() {
 			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval})
 		})
+	}
+	if err := s.observe(); err != nil {
+		return err
 	}
 	return s.listen(s.handler())
 }
@@ -264,7 +273,7 @@ func (s *Server) serve(name string, ln net.Listener, h http.Handler) {
 // options are what every service is made with.
 func (s *Server) options() []connect.HandlerOption {
 	return []connect.HandlerOption{
-		connect.WithInterceptors(access.Interceptor()),
+		connect.WithInterceptors(s.meter, access.Interceptor()),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithCodec(strictJSON{}),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, p any) error {

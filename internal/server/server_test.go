@@ -27,7 +27,7 @@ func start(t *testing.T, cfg Config) *Server {
 	if cfg.Store.Dir == "" && len(cfg.Store.Endpoints) == 0 {
 		cfg.Store.Dir = filepath.Join(dir, "data")
 	}
-	cfg.Socket, cfg.Listen = filepath.Join(dir, "s"), "127.0.0.1:0"
+	cfg.Socket, cfg.Listen, cfg.Metrics = filepath.Join(dir, "s"), "127.0.0.1:0", "127.0.0.1:0"
 	cfg.Log = slog.New(slog.DiscardHandler)
 	cfg.Access = access.AuthenticatorFunc(func(r *http.Request) (*access.Principal, error) {
 		switch r.Header.Get("As") {

@@ -203,3 +203,9 @@ func (a Inventory) ListNetworks(ctx context.Context, r *hanokv1.ListNetworksRequ
 	out.Networks, out.NextPageToken = cut(p, all, func(x *hanokv1.Network) string { return place[x] })
 	return out, nil
 }
+
+// Drifts reports whether hosts of a cluster work with what is not wanted.
+func (a *API) Drifts(cluster string) bool {
+	w, acc := a.cache.Wanted(cluster), a.cache.Account(cluster)
+	return w != nil && acc != nil && a.drift(cluster, w, acc) != nil
+}
