@@ -3,8 +3,9 @@
 set -euo pipefail
 version=${1:?version}
 version=${version#v}
-# A version that both formats order rightly begins with a digit and has no "-".
-case $version in [0-9]*) ;; *) version=0.0.0~$version ;; esac
+# A version that both formats order rightly is numbers with dots, and has no "-";
+# the hash of a tree without a tag is neither, whatever it begins with.
+case $version in [0-9]*.[0-9]*) ;; *) version=0.0.0~$version ;; esac
 version=${version//-/+}
 mkdir -p dist
 export VERSION=$version ARCH
