@@ -29,6 +29,8 @@ func (m *Machine) pulse(gen uint64) {
 	if m.role == rolePrimary {
 		m.checkContact()
 		m.checkOwnFitness()
+	}
+	if m.role == rolePrimary { // it may just have stepped down
 		m.checkLists()
 		m.pingSilent()
 		m.chooseHeartbeats()

@@ -244,3 +244,24 @@ func TestVerdictShowsBothProofs(t *testing.T) {
 		}
 	}
 }
+
+// TestFollowsNobodyWhoFollows: a primary that says later that it is none is
+// followed no more; what it said before does not count.
+func TestFollowsNobodyWhoFollows(t *testing.T) {
+	b := newBench(t, chaosConfig(1))
+	say := func(k BeatKind, stamp time.Duration) {
+		b.step(HeartbeatReceived{From: "a", Network: "n1", Beat: Heartbeat{Kind: k, Primary: "b", ConfigVersion: 1, Stamp: stamp, Start: 5, Settled: true}})
+	}
+	say(BeatPrimary, 70)
+	if b.m.role != roleSecondary || b.m.primary != "a" {
+		t.Fatalf("role %v, primary %q", b.m.role, b.m.primary)
+	}
+	say(BeatSecondary, 60)
+	if b.m.role != roleSecondary {
+		t.Error("a heartbeat from before ended the allegiance")
+	}
+	say(BeatSecondary, 80)
+	if b.m.role != roleElection {
+		t.Errorf("role %v: two hosts follow each other", b.m.role)
+	}
+}

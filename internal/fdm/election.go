@@ -170,6 +170,7 @@ func (m *Machine) lead() {
 	}
 	for _, st := range m.storeBy {
 		st.listKnown, st.lastKnown = false, nil
+		st.list = list{gen: st.list.gen + 1} // answers to a former reign are void
 	}
 	m.managedSum, m.poked, m.pokedAt = 0, "", 0
 	m.predecess = ""
@@ -291,10 +292,14 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 	theirs := rankOf(e.Beat.Datastores, h.name)
 	switch e.Beat.Kind {
 	case BeatPrimary:
+		h.ledLife, h.ledAt = e.Beat.Start, e.Beat.Stamp
 		m.onPrimary(h, network, theirs)
 	case BeatSecondary:
-		if m.role == rolePrimary && e.Beat.Primary == m.cfg.Self {
+		switch {
+		case m.role == rolePrimary && e.Beat.Primary == m.cfg.Self:
 			m.answerBeat(h, BeatPrimary)
+		case m.role == roleSecondary && m.primary == h.name && h.resigned(e.Beat):
+			m.elect(fmt.Sprintf("%s does not lead any more", h.name), 0)
 		}
 	case BeatElection:
 		m.onCandidate(h, theirs)
@@ -303,6 +308,14 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 			m.elect(fmt.Sprintf("%s stepped down", h.name), 0)
 		}
 	}
+}
+
+// resigned tells whether a member that said it was primary says later that it
+// is not. Two hosts could else follow each other for ever, and each hear from
+// the other: one yields to a heartbeat that the other, a primary whose agent
+// stood still, had sent before it stepped back.
+func (h *member) resigned(b Heartbeat) bool {
+	return b.Start > h.ledLife || b.Start == h.ledLife && b.Stamp > h.ledAt
 }
 
 // onPrimary: a member says it is primary. A working primary is followed

@@ -74,6 +74,8 @@ func (m *Machine) unfit(h *member) string {
 		return "it is in maintenance"
 	case h.report == nil:
 		return "it has not reported to the primary yet"
+	case m.apart(h):
+		return "it is heard, but it does not hear or does not report: it cannot be ordered to start a VM"
 	case h.report.Leaving:
 		return leavingWhy
 	case !h.report.GuardUp:

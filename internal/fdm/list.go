@@ -117,6 +117,9 @@ func (l *list) fail(m *Machine, problem string) {
 
 func (m *Machine) readList(st *store) {
 	l := &st.list
+	if m.role != rolePrimary {
+		return
+	}
 	if ok, why := m.accessible(st); !ok {
 		l.phase = listNone
 		l.fail(m, why)

@@ -18,9 +18,11 @@ type member struct {
 	heard        time.Duration   // last datagram or message; 0 is never
 	nets         []time.Duration // last datagram on each heartbeat network
 	beat         Heartbeat       // the last
-	assertAt     time.Duration   // it was last told at once who is primary
-	confirms     time.Duration   // of this host's clock: it follows this primary and heard it then
-	answeredTo   time.Duration   // Stamp and Start of its last question answered at once
+	ledAt        time.Duration   // Stamp and Start of its last heartbeat as a primary
+	ledLife      uint64
+	assertAt     time.Duration // it was last told at once who is primary
+	confirms     time.Duration // of this host's clock: it follows this primary and heard it then
+	answeredTo   time.Duration // Stamp and Start of its last question answered at once
 	answeredLife uint64
 	link         bool
 	offered      uint64 // version of the cluster file last offered

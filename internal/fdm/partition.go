@@ -15,14 +15,34 @@ import (
 // cannot be spoken to are read again although its heartbeats show no change.
 const relookEvery = 10
 
-// apart tells whether a host lives without contact to this primary.
-func (h *member) apart() bool {
-	if !h.suspect || h.failed {
+// reportsMissed is how many reports in a row a host may miss before it counts
+// as one that cannot be spoken to.
+const reportsMissed = 2
+
+// apart tells whether a host lives without contact to this primary. A host
+// that is heard but hears nothing (a one-way cut) is too: it cannot report.
+func (m *Machine) apart(h *member) bool {
+	if h.failed || h.self {
 		return false
+	}
+	if !h.suspect {
+		return h.report != nil && m.now-h.reportAt > reportsMissed*m.cfg.ReportInterval+m.silence() || m.saysIsolated(h)
 	}
 	switch h.state {
 	case model.HostIsolated, model.HostPartitioned, model.HostAgentUnreachable:
 		return true
+	}
+	return false
+}
+
+// saysIsolated tells whether a host's heartbeat on a datastore says that it is
+// isolated.
+func (m *Machine) saysIsolated(h *member) bool {
+	for _, st := range m.storeBy {
+		s := st.slots[h.name]
+		if s != nil && s.valid && s.slot.Flags.Has(model.SlotIsolated) && m.readable(st) && s.age() < m.staleAfter(s) {
+			return true
+		}
 	}
 	return false
 }
@@ -45,7 +65,7 @@ func (m *Machine) relook(st *store, h *member) {
 // been missed.
 func (m *Machine) relookApart() {
 	for _, h := range m.order {
-		if !h.apart() {
+		if !m.apart(h) {
 			h.lookedAt = m.now
 			continue
 		}
@@ -61,7 +81,7 @@ func (m *Machine) relookApart() {
 // lockOfRunning takes the lock of a VM that was reported running: if its host
 // cannot be spoken to any more, the lock tells what became of the VM.
 func (m *Machine) lockOfRunning(v *vm) {
-	if !v.running || v.host == nil || !v.host.suspect {
+	if !v.running || v.host == nil || !v.host.suspect && !m.apart(v.host) {
 		return
 	}
 	if v.lock.Holder() == v.host.name {
@@ -77,7 +97,7 @@ func (m *Machine) lockOfRunning(v *vm) {
 // spoken to runs it all the same: its user started it there.
 func (m *Machine) elsewhere(v *vm) (string, bool) {
 	h := m.members[v.lock.Holder()]
-	if h == nil || !h.apart() || v.running {
+	if h == nil || !m.apart(h) || v.running {
 		return "", false
 	}
 	return fmt.Sprintf("%s, which is %s, holds its lock: its user started it there", h.name, h.state), true

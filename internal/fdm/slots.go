@@ -147,7 +147,7 @@ func (m *Machine) noteSlot(st *store, r *model.SlotReading, started, completed t
 		proven := s.noteBoot(r.Slot)
 		moved := s.valid && (s.slot.Running != r.Slot.Running || s.slot.Flags != r.Slot.Flags)
 		s.slot, s.valid = r.Slot, true
-		if h := m.members[r.Host]; moved && m.role == rolePrimary && h != nil && h.apart() {
+		if h := m.members[r.Host]; moved && m.role == rolePrimary && h != nil && m.apart(h) {
 			m.relook(st, h) // it took or gave up locks
 		}
 		if proven && m.role == rolePrimary {

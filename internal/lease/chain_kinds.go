@@ -39,9 +39,11 @@ func (m *Machine) decideReclaim(c *chain) {
 	case r.Epoch < v.epoch && !s.repaired:
 		m.reclaimUnknown(c, &Fault{Kind: FaultChanged,
 			Text: fmt.Sprintf("the lock of %s is at epoch %d, but this host held epoch %d: the datastore was rolled back", v.name(), r.Epoch, v.epoch)})
-	case r.Epoch < v.epoch || r.Holder() == "" && r.State == model.LockReleased:
+	case r.Epoch < v.epoch || r.State == model.LockReleased && r.Epoch == v.epoch+1:
 		// Rolled back and accepted by an administrator after all others had
-		// to notice; or released by somebody else and not taken.
+		// to notice; or released for this host by somebody, and held by nobody
+		// since: a release that is not the very next record followed another
+		// owner, whose writes are on the disks.
 		m.link(c, model.LockHeld, "")
 	default:
 		v.lock = lockLost

@@ -182,6 +182,12 @@ func (c *checker) stopAsked(p *proc, what string) {
 	c.violate(InvariantPolicy, "%s on %s: %s, and no policy permits that now", p.vm.name, p.h.name, what)
 }
 
+// known is how old what a host knows may be: it misses up to two heartbeats in
+// a row, on the network or on a datastore, before it counts them as lost, and
+// the third tells that all is well again (fdm: silentAfter). What it decides
+// until then, by what was true, it may carry out.
+func (c *checker) known() time.Duration { return 3 * c.s.conf.Timing.Interval }
+
 // mayStop applies the policies of the cluster file to what is true.
 func (c *checker) mayStop(p *proc) bool {
 	ha := &c.s.cluster.HA
@@ -189,10 +195,7 @@ func (c *checker) mayStop(p *proc) bool {
 	if v == nil || v.Requested != model.RequestedStarted || v.Restart.Priority == model.PriorityDisabled {
 		return true
 	}
-	alone := true
-	for _, h := range c.s.hosts {
-		alone = alone && (h == p.h || !c.s.joined(h, p.h))
-	}
+	alone := p.h.alone || p.h.aloneEnd > 0 && c.s.now-p.h.aloneEnd < c.known()
 	switch {
 	case alone && (ha.IsolationResponse != "none" || v.IsolationResponse != "" && v.IsolationResponse != "none"):
 		return true
@@ -200,8 +203,8 @@ func (c *checker) mayStop(p *proc) bool {
 		return true
 	}
 	for _, d := range p.vm.disks {
-		if q := p.h.paths[d.i]; q == nil || q.state != pathGood || c.s.now-q.since < 2*time.Second {
-			return true // by what VM component protection says, or said a moment ago
+		if q := p.h.paths[d.i]; q == nil || q.state != pathGood || c.s.now-q.since < c.known() {
+			return true // by what VM component protection says
 		}
 	}
 	return false
@@ -289,17 +292,24 @@ func (c *checker) watch() {
 	}
 	c.watchLeader()
 	leader := s.primary()
-	if leader == nil {
-		return
-	}
 	for _, g := range s.vms {
 		t := &g.truth
 		if t.running > 0 || g.conf.Requested == model.RequestedStopped && t.since == 0 {
 			continue
 		}
-		if x, ok := leader.agent.m.VM(g.id, leader.clock()); ok {
-			c.watchVM(g, &x)
+		if leader == nil {
+			t.possible, t.silent = 0, 0 // watchLeader judges
+			continue
 		}
+		x, ok := leader.agent.m.VM(g.id, leader.clock())
+		if !ok {
+			// Nobody acts for its datastore, which states its own reason.
+			x = fdm.VMView{State: model.VMRecovery, Reason: "nobody acts for " + string(g.home.name)}
+			if t.userStop {
+				x.State = model.VMStopped
+			}
+		}
+		c.watchVM(g, &x)
 	}
 }
 

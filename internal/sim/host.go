@@ -35,6 +35,9 @@ type host struct {
 	slow    time.Duration
 	resets  int
 
+	alone    bool          // it and no other host can speak to each other
+	aloneEnd time.Duration // when that ended last
+
 	nics  []nic
 	paths []*path // by datastore; nil: not meant to reach it
 	links []*link // by host

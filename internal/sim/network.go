@@ -253,7 +253,22 @@ func (s *Sim) topology(h *host) {
 			l.connect()
 		}
 	}
+	s.seeAlone()
 	s.disturbed()
+}
+
+// seeAlone notes which hosts no other host can speak to, after a change.
+func (s *Sim) seeAlone() {
+	for _, h := range s.hosts {
+		alone := true
+		for _, o := range s.hosts {
+			alone = alone && (o == h || !s.joined(o, h))
+		}
+		if h.alone && !alone {
+			h.aloneEnd = s.now
+		}
+		h.alone = alone
+	}
 }
 
 // agentGone: a process that ends closes its connections, which the others are
