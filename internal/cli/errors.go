@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/lab/replay"
 	"hanok.dev/hanok/internal/paths"
 )
 
@@ -57,6 +58,8 @@ func explain(err error) *Error {
 	var refused *local.RequestError
 	var answer *connect.Error
 	switch {
+	case errors.Is(err, replay.ErrLacks):
+		return &Error{Err: err, Remedy: "hanok sim run", Code: ExitRefused}
 	case errors.As(err, &answer):
 		return explainAPI(answer)
 	case errors.As(err, &refused):

@@ -54,11 +54,11 @@ func GenerateCluster(lab layout.Lab, hosts, vms int) (*config.Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("generated cluster file: %w", err)
 	}
-	return c, complete(c)
+	return c, Complete(c)
 }
 
-// complete fills in what only a lab knows: addresses, VM ids, homes.
-func complete(c *config.Cluster) error {
+// Complete fills in what only a lab knows: addresses, VM ids, hosts.
+func Complete(c *config.Cluster) error {
 	if len(c.Hosts) == 0 || len(c.Hosts) > MaxHosts {
 		return fmt.Errorf("hosts: the file has %d; a lab has 1 to %d", len(c.Hosts), MaxHosts)
 	}

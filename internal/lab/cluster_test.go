@@ -60,7 +60,7 @@ func TestClusterFilesThatALabCannotRunAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", want, err)
 		}
-		if err := complete(c); err == nil || !strings.Contains(err.Error(), want) {
+		if err := Complete(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want an error with %q", err, want)
 		}
 	}

@@ -25,6 +25,10 @@ type HostStatus struct {
 	State model.HostState `json:"state"`
 	// Error says why the agent's view is missing.
 	Error string `json:"error,omitempty"`
+	// Seen and SeenReason are what the primary says of the host; of several
+	// primaries the one that owns the most lists. Empty without a primary.
+	Seen       model.HostState `json:"seen,omitempty"`
+	SeenReason string          `json:"seenReason,omitempty"`
 }
 
 // VMStatus is a VM: what the cluster says of it, and where it really is.
@@ -101,22 +105,41 @@ func (c *Client) Status(ctx context.Context, disks bool) (Status, error) {
 		})
 	}
 	wg.Wait()
+	view := best(views)
+	if view.Role == model.RolePrimary {
+		for i := range out.Hosts {
+			if seen := view.HostByName(model.HostID(out.Hosts[i].Name)); seen != nil {
+				out.Hosts[i].Seen, out.Hosts[i].SeenReason = seen.State, seen.Reason
+			}
+		}
+	}
 	for _, v := range s.VMs {
-		out.VMs = append(out.VMs, vmStatus(s, v, best(out.Hosts, views), disks))
+		out.VMs = append(out.VMs, vmStatus(s, v, view, disks))
 	}
 	out.addViolations(s)
 	return out, nil
 }
 
-// best is the view of the primary, or of any host that has one.
-func best(hosts []HostStatus, views []local.Status) local.Status {
+// best is the view of the primary, of several the one that owns the most lists,
+// or without one the view of any host that knows the most VMs.
+func best(views []local.Status) local.Status {
 	var found local.Status
-	for i, h := range hosts {
-		if h.Role == model.RolePrimary {
-			return views[i]
+	most := -1
+	for _, v := range views {
+		if v.Role != model.RolePrimary {
+			if most < 0 && len(v.VMs) > len(found.VMs) {
+				found = v
+			}
+			continue
 		}
-		if len(views[i].VMs) > len(found.VMs) {
-			found = views[i]
+		owned := 0
+		for _, d := range v.Datastores {
+			if d.Owner == v.Host {
+				owned++
+			}
+		}
+		if owned > most {
+			found, most = v, owned
 		}
 	}
 	return found

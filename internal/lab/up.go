@@ -158,7 +158,7 @@ func (u *up) makeCluster() (*config.Cluster, error) {
 		if err != nil {
 			return nil, err
 		}
-		return c, complete(c)
+		return c, Complete(c)
 	}
 	hosts, vms := u.Hosts, u.VMs
 	if hosts == 0 {

@@ -11,13 +11,15 @@ import (
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/model"
 )
 
 // vmTimeout is how long one VM may take from its start to the first answer of
 // its guest agent; emulation shares the machine's processors.
 const vmTimeout = 180 * time.Second
 
-// startVMs defines, protects and starts all VMs, a few at a time.
+// startVMs defines all VMs, starts each on its host, if it is to run, and
+// protects them, a few at a time.
 func (u *up) startVMs(ctx context.Context) error {
 	slots := make(chan struct{}, startAtOnce)
 	errs := make([]error, len(u.cluster.VMs))
@@ -38,10 +40,13 @@ func (u *up) startVM(ctx context.Context, v *config.VM) error {
 	defer cancel()
 	home := u.cluster.DatastoreByName(v.Datastore).Path
 	steps := [][]string{{"virsh", "-q", "define", filepath.Join(home, v.Name, v.Name+".xml")}}
-	if u.Bare {
+	// Started before it is protected: afterwards the cluster chooses the host.
+	runs := v.Requested != model.RequestedStopped && v.Requested != model.RequestedDisabled
+	if runs || u.Bare {
 		steps = append(steps, []string{"virsh", "-q", "start", v.Name})
-	} else {
-		steps = append(steps, []string{"hanok", "vm", "protect", v.Name}, []string{"hanok", "vm", "start", v.Name})
+	}
+	if !u.Bare {
+		steps = append(steps, []string{"hanok", "vm", "protect", v.Name})
 	}
 	for _, argv := range steps {
 		if _, err := u.client.Exec(ctx, string(v.Host), argv...); err != nil {
@@ -53,6 +58,10 @@ func (u *up) startVM(ctx context.Context, v *config.VM) error {
 			return fmt.Errorf("VM %s: its guest agent does not answer: %w", v.Name, err)
 		}
 		u.say("VM %s runs on %s", v.Name, v.Host)
+		return nil
+	}
+	if !runs {
+		u.say("VM %s is registered; it is not to run", v.Name)
 		return nil
 	}
 	on, err := u.client.waitProtected(ctx, string(v.Host), v.Name)

@@ -29,6 +29,9 @@ const (
 	scriptName  = "script"
 )
 
+// LabFile is the file of an archive that says why the lab cannot run it.
+const LabFile = "lab"
+
 // Scenario is a cluster and what happens to it.
 type Scenario struct {
 	// Comment is the text before the first file.
@@ -71,7 +74,7 @@ type Step struct {
 }
 
 // Action is one of Power, Cut, Heal, StorageFault, Partition, Process, VM,
-// Configure, Maintenance, Datastore, Stall, Slow, Clock, Network and Expect.
+// Configure, Maintenance, Leave, Datastore, Stall, Slow, Clock, Network and Expect.
 type Action interface{ action() }
 
 // PowerOp is a change of a host's power or running.
@@ -253,12 +256,19 @@ type Maintenance struct {
 	On   bool
 }
 
+// Leave has a host stop its VMs before it shuts down, or calls that off.
+type Leave struct {
+	Host   model.HostID
+	Cancel bool
+}
+
 // Condition is what is expected of VMs or hosts.
 type Condition string
 
 // The conditions of Expect.
 const (
-	OnHost    Condition = "on" // runs there, and only there
+	OnHost    Condition = "on"     // runs there, and only there
+	NotOn     Condition = "not-on" // runs once, elsewhere
 	Running   Condition = "running"
 	Down      Condition = "down"
 	Protected Condition = "protected"
@@ -279,7 +289,7 @@ type Expect struct {
 	// All means every VM of the cluster that is to run.
 	All       bool
 	Condition Condition
-	// Host of OnHost, Primary and HostState.
+	// Host of OnHost, NotOn, Primary and HostState.
 	Host model.HostID
 	// State of HostState.
 	State model.HostState
@@ -298,6 +308,7 @@ func (Process) action()      {}
 func (VM) action()           {}
 func (Configure) action()    {}
 func (Maintenance) action()  {}
+func (Leave) action()        {}
 func (Datastore) action()    {}
 func (Stall) action()        {}
 func (Slow) action()         {}

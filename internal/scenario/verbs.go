@@ -120,8 +120,11 @@ func parseConfig(a *args) Action {
 }
 
 func parseHost(a *args) Action {
-	a.oneOf("the operation", "maintenance")
+	op := a.oneOf("the operation", "maintenance", "stop-vms", "resume")
 	h := a.host()
+	if op != "maintenance" {
+		return Leave{Host: h, Cancel: op == "resume"}
+	}
 	return Maintenance{Host: h, On: a.oneOf("the state", "on", "off") == "on"}
 }
 
@@ -166,8 +169,8 @@ func expectVM(a *args) Expect {
 	} else {
 		e.VM = a.vm()
 	}
-	e.Condition = Condition(a.oneOf("the state", string(OnHost), string(Running), string(Down), string(Protected), string(Unprotected), string(Frozen)))
-	if e.Condition == OnHost {
+	e.Condition = Condition(a.oneOf("the state", string(OnHost), string(NotOn), string(Running), string(Down), string(Protected), string(Unprotected), string(Frozen)))
+	if e.Condition == OnHost || e.Condition == NotOn {
 		e.Host = a.host()
 	}
 	return e

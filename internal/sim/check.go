@@ -190,6 +190,9 @@ func (c *checker) known() time.Duration { return 3 * c.s.conf.Timing.Interval }
 
 // mayStop applies the policies of the cluster file to what is true.
 func (c *checker) mayStop(p *proc) bool {
+	if p.h.leaving {
+		return true
+	}
 	ha := &c.s.cluster.HA
 	v := c.s.cluster.VMByName(p.vm.name)
 	if v == nil || v.Requested != model.RequestedStarted || v.Restart.Priority == model.PriorityDisabled {

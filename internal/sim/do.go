@@ -43,6 +43,8 @@ func (s *Sim) Do(a scenario.Action, text string) error {
 		return s.configure(a.Field, a.Value)
 	case scenario.Maintenance:
 		return s.configure(fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On))
+	case scenario.Leave:
+		s.leave(s.byName[a.Host], a.Cancel)
 	case scenario.Datastore:
 		s.doDatastore(a)
 	case scenario.Stall:
@@ -230,6 +232,21 @@ func (s *Sim) apply(version uint64, tries int) {
 	}) {
 		again()
 	}
+}
+
+// guestLimit is how long a guest may take to shut down before its host does, as
+// `hanok host stop-vms` asks for by default.
+const guestLimit = 90 * time.Second
+
+// leave has a host stop its VMs, or calls that off.
+func (s *Sim) leave(h *host, cancel bool) {
+	if !h.agent.runs() {
+		return
+	}
+	s.admins++
+	s.disturbed()
+	h.leaving = !cancel
+	h.agent.post(fdm.AdminAsked{ID: s.admins, Request: fdm.AdminRequest{Leave: &fdm.LeaveRequest{GuestLimit: guestLimit, Cancel: cancel}}})
 }
 
 func (s *Sim) doDatastore(a scenario.Datastore) {

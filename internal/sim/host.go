@@ -33,6 +33,7 @@ type host struct {
 	frozen  bool // all processes stand still; the kernel answers
 	suspend bool // the machine sleeps; its clock goes on
 	slow    time.Duration
+	leaving bool // it was told to stop its VMs before it shuts down
 	resets  int
 
 	alone    bool          // it and no other host can speak to each other
@@ -95,6 +96,7 @@ func (h *host) powerOn() {
 	}
 	s := h.s
 	s.trace(h, "power on")
+	h.leaving = false
 	h.newBoot()
 	boots := h.boots
 	for _, p := range h.paths {

@@ -204,6 +204,8 @@ func judgeVM(g *guest, e scenario.Expect, view *fdm.ClusterView) string {
 	switch e.Condition {
 	case scenario.OnHost:
 		bad = !runs || g.procs[0].h.name != e.Host
+	case scenario.NotOn:
+		bad = !runs || g.procs[0].h.name == e.Host
 	case scenario.Running:
 		bad = !runs
 	case scenario.Down:

@@ -1,9 +1,11 @@
 package labcmd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,37 +15,98 @@ import (
 )
 
 func newRun(name *string) *cobra.Command {
-	var out output
-	o := replay.Options{}
+	r := runner{}
 	cmd := &cobra.Command{
-		Use: "run SCENARIO", Short: "Run a scenario file on a lab of its own, in real time",
+		Use: "run SCENARIO...", Short: "Run scenario files on a lab of their own, in real time",
 		Long: `Bring up a lab from the scenario's cluster, run its script in real time, and
-take the lab down. Fails if an expectation or an invariant does not hold.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var err error
-			if o.Scenario, err = scenario.Load(args[0]); err != nil {
-				return err
+take the lab down. Files with the same hosts, networks, datastores and VMs share
+one lab, one after the other. Fails if an expectation or an invariant does not
+hold. A file with what only the simulator has is refused before anything starts.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var list []*scenario.Scenario
+			var problems []error
+			for _, file := range args {
+				s, err := scenario.Load(file)
+				if err == nil {
+					err = replay.Check(s)
+				}
+				if err != nil {
+					problems = append(problems, fmt.Errorf("%s: %w", file, err))
+				}
+				list = append(list, s)
 			}
-			o.Lab.Name = *name
-			o.Lab.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
-			result, err := replay.Run(cmd.Context(), o)
-			if err != nil {
-				return err
+			if len(problems) > 0 {
+				return errors.Join(problems...)
 			}
-			if err := out.print(cmd.OutOrStdout(), result, func(w io.Writer) { printResult(w, result) }); err != nil {
-				return err
+			r.lab.Name = *name
+			r.say = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
+			r.lab.Progress = r.say
+			defer func() { err = errors.Join(err, r.close(cmd.Context())) }()
+			for i, s := range list {
+				if err := r.run(cmd, args[i], s); err != nil {
+					return err
+				}
 			}
-			if result.Result != scenario.Pass {
-				return errors.New("the scenario failed")
+			if len(r.failed) > 0 {
+				return fmt.Errorf("failed: %s", strings.Join(r.failed, ", "))
 			}
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&o.Keep, "keep", false, "leave the lab up afterwards")
-	cmd.Flags().BoolVar(&o.Lab.RebootOnReset, "reboot-on-reset", false, "a host that its watchdog reset boots again")
-	out.flag(cmd)
+	cmd.Flags().BoolVar(&r.keep, "keep", false, "leave the lab up afterwards")
+	cmd.Flags().BoolVar(&r.lab.RebootOnReset, "reboot-on-reset", false, "a host that its watchdog reset boots again")
+	r.out.flag(cmd)
 	return cmd
+}
+
+// runner runs scenario files and keeps the lab of the last one for the next.
+type runner struct {
+	out    output
+	lab    lab.Options
+	keep   bool
+	say    func(string)
+	stage  *replay.Stage
+	failed []string
+}
+
+func (r *runner) close(ctx context.Context) error {
+	if r.stage == nil || r.keep {
+		return nil
+	}
+	stage := r.stage
+	r.stage = nil
+	return stage.Close(context.WithoutCancel(ctx))
+}
+
+func (r *runner) run(cmd *cobra.Command, file string, s *scenario.Scenario) error {
+	ctx := cmd.Context()
+	if r.stage != nil && !r.stage.Fits(s) {
+		if r.keep {
+			return fmt.Errorf("%s needs another lab, and --keep keeps the one before", file)
+		}
+		if err := r.close(ctx); err != nil {
+			return err
+		}
+	}
+	if r.stage == nil {
+		var err error
+		if r.stage, err = replay.Open(ctx, s, r.lab); err != nil {
+			return err
+		}
+	}
+	r.say("--- " + file)
+	result, err := r.stage.Play(ctx, s)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if result.Result != scenario.Pass {
+		r.failed = append(r.failed, file)
+	}
+	return r.out.print(cmd.OutOrStdout(), result, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: ", file)
+		printResult(w, result)
+	})
 }
 
 func printResult(w io.Writer, r scenario.Result) {

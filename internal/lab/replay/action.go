@@ -16,15 +16,25 @@ import (
 	"hanok.dev/hanok/internal/scenario"
 )
 
-// check refuses steps that only the simulator can do, before anything starts.
-func check(s *scenario.Scenario) error {
+// ErrLacks is returned for scenarios with something that only the simulator has.
+var ErrLacks = errors.New("the lab cannot run this scenario; `hanok sim run` can")
+
+// Check refuses steps that only the simulator can do, before anything starts,
+// and files that say so themselves: their file "lab" gives the reason.
+func Check(s *scenario.Scenario) error {
 	var errs []error
 	for _, step := range s.Steps {
 		if why := lacks(step.Action); why != "" {
-			errs = append(errs, fmt.Errorf("line %d: %s: the lab cannot do that: %s; use `hanok sim run`", step.Line, step.Text, why))
+			errs = append(errs, fmt.Errorf("line %d: %s: the lab has no %s", step.Line, step.Text, why))
 		}
 	}
-	return errors.Join(errs...)
+	if why, marked := s.Files[scenario.LabFile]; marked {
+		errs = append(errs, fmt.Errorf("the file says: %s", strings.TrimSpace(string(why))))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrLacks, errors.Join(errs...))
 }
 
 // lacks says what the lab has not that a step needs, or "".
@@ -32,30 +42,23 @@ func lacks(a scenario.Action) string {
 	switch a := a.(type) {
 	case scenario.VM:
 		switch a.Op {
-		case scenario.VMStart, scenario.VMStop, scenario.VMKill, scenario.VMCrash, scenario.VMSet:
-		default:
-			return fmt.Sprintf("it has no `vm %s`", a.Op)
+		case scenario.VMHang, scenario.VMMigrate, scenario.VMFailStart:
+			return fmt.Sprintf("`vm %s`", a.Op)
 		}
 	case scenario.StorageFault:
 		if a.Fault == scenario.FaultFlaky || a.Fault == scenario.FaultCached {
-			return fmt.Sprintf("its storage paths cannot be %s", a.Fault)
+			return fmt.Sprintf("storage path that is %s", a.Fault)
 		}
 	case scenario.Power:
 		if a.Op == scenario.Suspend {
-			return "its hosts share the machine's clock and power"
+			return "host that sleeps by itself: one machine, one clock"
 		}
-	case scenario.Datastore:
-		return "it leaves datastores as they are"
 	case scenario.Stall, scenario.Slow:
-		return "it cannot stop a daemon between two steps"
+		return "way to stop a daemon between two steps"
 	case scenario.Clock:
-		return "its hosts share the machine's clock"
+		return "clock for each host: one machine, one clock"
 	case scenario.Network:
-		return "its networks lose nothing at random"
-	case scenario.Expect:
-		if a.Condition == scenario.Told {
-			return "it does not read events"
-		}
+		return "network that loses, doubles or delays packets"
 	}
 	return ""
 }
@@ -79,6 +82,10 @@ func (r *run) do(ctx context.Context, a scenario.Action) error {
 		return r.vm(ctx, a)
 	case scenario.Configure:
 		return r.configure(ctx, a.Field, a.Value)
+	case scenario.Datastore:
+		return r.datastore(ctx, a)
+	case scenario.Leave:
+		return r.leave(ctx, a)
 	case scenario.Maintenance:
 		return r.configure(ctx, fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On))
 	}
@@ -138,10 +145,25 @@ func (r *run) vm(ctx context.Context, v scenario.VM) error {
 			}
 		}
 		return nil
+	case scenario.VMShutdown:
+		s, err := r.client.State(ctx)
+		if err != nil {
+			return err
+		}
+		for _, i := range s.Instances {
+			if i.Name == v.VM {
+				if _, err := r.client.Exec(ctx, i.Host, "virsh", "-q", "shutdown", v.VM); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	case scenario.VMDelete, scenario.VMRestore:
+		return r.disk(v.VM, v.Op == scenario.VMDelete)
 	case scenario.VMSet:
 		return r.configure(ctx, fmt.Sprintf("vms[%s].%s", v.VM, v.Field), v.Value)
 	}
-	return r.anywhere(ctx, nil, "hanok", "vm", string(v.Op), v.VM)
+	return r.anywhere(ctx, nil, "hanok", "vm", string(v.Op), "--wait", "0s", v.VM)
 }
 
 // configure changes the cluster file through the cluster itself.
@@ -150,15 +172,34 @@ func (r *run) configure(ctx context.Context, field, value string) error {
 	if err != nil {
 		return err
 	}
-	data, err := next.Marshal()
-	if err != nil {
-		return err
-	}
-	const file = layout.HostRun + "/next.yaml"
-	if err := r.anywhere(ctx, data, "sh", "-c", "cat >"+file+" && hanok cluster apply --yes -f "+file); err != nil {
+	if err := r.apply(ctx, next); err != nil {
 		return err
 	}
 	r.cluster = next
+	return nil
+}
+
+// leave has a host stop its VMs as before its shutdown, or calls that off. The
+// script goes on meanwhile.
+func (r *run) leave(ctx context.Context, l scenario.Leave) error {
+	if l.Cancel {
+		_, err := r.client.Exec(ctx, string(l.Host), "hanok", "host", "resume")
+		return err
+	}
+	cmd, release, err := r.client.Command(ctx, string(l.Host), "hanok", "host", "stop-vms")
+	if err != nil {
+		return err
+	}
+	err = cmd.Start()
+	release()
+	if err != nil {
+		return err
+	}
+	r.later.Go(func() {
+		if err := cmd.Wait(); err != nil && ctx.Err() == nil {
+			r.say("host stop-vms on %s: %v", l.Host, err)
+		}
+	})
 	return nil
 }
 

@@ -1,12 +1,17 @@
 package replay
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lab"
+	"hanok.dev/hanok/internal/lab/drill"
 	"hanok.dev/hanok/internal/lab/observer"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/scenario"
@@ -24,7 +29,10 @@ func (r *run) expect(ctx context.Context, step scenario.Step, e scenario.Expect)
 		var s lab.Status
 		s, why = r.client.Status(ctx, false)
 		if why == nil {
-			why = judge(s, e, r.Scenario)
+			why = judge(s, e, r.scenario)
+		}
+		if why == nil && e.Condition == scenario.Told {
+			why = r.told(ctx, e.Because)
 		}
 		if why == nil || time.Now().After(deadline) || ctx.Err() != nil {
 			break
@@ -47,6 +55,8 @@ func (r *run) expect(ctx context.Context, step scenario.Step, e scenario.Expect)
 // judge returns nil if the expectation holds now, else what is different.
 func judge(s lab.Status, e scenario.Expect, sc *scenario.Scenario) error {
 	switch e.Condition {
+	case scenario.Told:
+		return nil
 	case scenario.Primary:
 		for _, h := range s.Hosts {
 			if is := h.Role == model.RolePrimary; is != (h.Name == string(e.Host)) {
@@ -63,8 +73,14 @@ func judge(s lab.Status, e scenario.Expect, sc *scenario.Scenario) error {
 		return nil
 	case scenario.HostState:
 		for _, h := range s.Hosts {
-			if h.Name == string(e.Host) && h.State != e.State {
-				return fmt.Errorf("%s is %s", h.Name, h.State)
+			if h.Name != string(e.Host) {
+				continue
+			}
+			if h.Seen != e.State {
+				return fmt.Errorf("%s is %q for the primary: %s", h.Name, h.Seen, h.SeenReason)
+			}
+			if !strings.Contains(h.SeenReason, e.Because) {
+				return fmt.Errorf("%s: the reason is %q", h.Name, h.SeenReason)
 			}
 		}
 		return nil
@@ -97,6 +113,10 @@ func judgeVM(v *lab.VMStatus, e scenario.Expect) error {
 	switch e.Condition {
 	case scenario.OnHost:
 		err = runs(string(e.Host))
+	case scenario.NotOn:
+		if err = runs(""); err == nil && v.Instances[0].Host == string(e.Host) {
+			err = fmt.Errorf("%s is still on %s", v.Name, e.Host)
+		}
 	case scenario.Running:
 		err = runs("")
 	case scenario.Down:
@@ -104,7 +124,7 @@ func judgeVM(v *lab.VMStatus, e scenario.Expect) error {
 			err = fmt.Errorf("%s has instances %s", v.Name, describe(v.Instances))
 		}
 	case scenario.Frozen:
-		if len(v.Instances) != 1 || !v.Instances[0].Frozen {
+		if len(v.Instances) != 1 || !v.Instances[0].Frozen && !outstanding(v) {
 			err = fmt.Errorf("%s has instances %s", v.Name, describe(v.Instances))
 		}
 	case scenario.Unprotected:
@@ -120,6 +140,39 @@ func judgeVM(v *lab.VMStatus, e scenario.Expect) error {
 		err = fmt.Errorf("%s: the reason is %q", v.Name, v.Reason)
 	}
 	return err
+}
+
+// outstanding: the cluster calls the VM frozen and it uses no processor; I/O
+// that hangs keeps the kernel from confirming the freeze.
+func outstanding(v *lab.VMStatus) bool {
+	return v.State == model.VMFrozen && drill.Stands(v.Instances[0].Pid) == nil
+}
+
+// told looks for an event since the scenario began in what all agents keep.
+func (r *run) told(ctx context.Context, text string) error {
+	s, err := r.client.State(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range s.Hosts {
+		if h.Power != "on" || h.Frozen {
+			continue
+		}
+		out, err := r.client.Exec(ctx, h.Name, "hanok", "events", "-o", "json", "-n", "300")
+		if err != nil {
+			continue // an agent that does not answer has told others
+		}
+		for lines := json.NewDecoder(bytes.NewReader(out)); ; {
+			var e event.Event
+			if lines.Decode(&e) != nil {
+				break
+			}
+			if !e.Wall.Before(r.begin) && strings.Contains(e.Text, text) {
+				return nil
+			}
+		}
+	}
+	return errors.New("no such event was told")
 }
 
 func describe(list []observer.Instance) string {

@@ -1,6 +1,8 @@
 package replay
 
 import (
+	"errors"
+	"strings"
 	"testing"
 
 	"hanok.dev/hanok/internal/lab"
@@ -52,6 +54,9 @@ func TestJudge(t *testing.T) {
 		{"web on a", lab.VMStatus{Instances: on("b")}, false},
 		{"web on a", lab.VMStatus{Instances: on("a", "b")}, false},
 		{"web on a", lab.VMStatus{Instances: frozen}, false},
+		{"web not-on b", lab.VMStatus{Instances: on("a")}, true},
+		{"web not-on a", lab.VMStatus{Instances: on("a")}, false},
+		{"web not-on a", lab.VMStatus{}, false},
 		{"web running", lab.VMStatus{Instances: paused}, false},
 		{"web running", lab.VMStatus{Instances: on("b")}, true},
 		{"web down", lab.VMStatus{}, true},
@@ -71,8 +76,8 @@ func TestJudge(t *testing.T) {
 		sc := parse(t, "at 0s expect "+tt.expect)
 		tt.web.Name = "web"
 		s := lab.Status{VMs: []lab.VMStatus{tt.web, {Name: "idle"}}, Hosts: []lab.HostStatus{
-			{Host: supervisor.Host{Name: "a"}, Role: model.RolePrimary, State: model.HostPrimary},
-			{Host: supervisor.Host{Name: "b"}, Role: model.RoleSecondary, State: model.HostConnected}}}
+			{Host: supervisor.Host{Name: "a"}, Role: model.RolePrimary, State: model.HostPrimary, Seen: model.HostPrimary},
+			{Host: supervisor.Host{Name: "b"}, Role: model.RoleSecondary, State: model.HostConnected, Seen: model.HostConnected}}}
 		err := judge(s, sc.Steps[0].Action.(scenario.Expect), sc)
 		if (err == nil) != tt.want {
 			t.Errorf("expect %s with %+v: %v", tt.expect, tt.web, err)
@@ -81,10 +86,13 @@ func TestJudge(t *testing.T) {
 }
 
 func TestStepsForTheSimulatorAreRefusedBeforehand(t *testing.T) {
-	if err := check(parse(t, "at 0s vm crash web\nat 1s power-off a")); err != nil {
+	if err := Check(parse(t, "at 0s vm crash web\nat 1s power-off a")); err != nil {
 		t.Error(err)
 	}
-	if err := check(parse(t, "at 0s vm fail-start web 3")); err == nil {
-		t.Error("a step that the lab cannot do was accepted")
+	if err := Check(parse(t, "at 0s vm fail-start web 3")); !errors.Is(err, ErrLacks) {
+		t.Error("a step that the lab cannot do was accepted:", err)
+	}
+	if err := Check(parse(t, "at 0s power-off a\n-- lab --\nit takes an hour")); !errors.Is(err, ErrLacks) || !strings.Contains(err.Error(), "an hour") {
+		t.Error("a file that is marked was accepted:", err)
 	}
 }

@@ -2,7 +2,6 @@ package replay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -14,23 +13,14 @@ import (
 	"hanok.dev/hanok/internal/scenario"
 )
 
-// Options of a run.
-type Options struct {
-	// Scenario is what to run.
-	Scenario *scenario.Scenario
-	// Lab says how to bring the lab up; its cluster is the scenario's.
-	Lab lab.Options
-	// Keep leaves the lab up afterwards.
-	Keep bool
-}
-
-// run is the state of one run. mu guards result and faults.
+// run is the state of one run on a stage. mu guards result and lost.
 type run struct {
-	Options
-	client  *lab.Client
-	cluster *config.Cluster
-	begin   time.Time
-	later   sync.WaitGroup // expectations and ends of timed faults
+	*Stage
+	scenario *scenario.Scenario
+	cluster  *config.Cluster // the file in force
+	before   map[string]bool // breaches of earlier runs on the same lab
+	begin    time.Time
+	later    sync.WaitGroup // expectations and ends of timed faults
 
 	mu     sync.Mutex
 	result scenario.Result
@@ -44,39 +34,8 @@ type loss struct {
 	from  model.HostID
 }
 
-// Run brings a lab up, runs the scenario on it and takes it down. The error
-// says why there is no result; a failed expectation is a result.
-func Run(ctx context.Context, o Options) (result scenario.Result, err error) {
-	if err := check(o.Scenario); err != nil {
-		return result, err
-	}
-	if o.Lab.Cluster, err = o.Scenario.Cluster.Marshal(); err != nil {
-		return result, err
-	}
-	r := &run{Options: o, lost: map[string]loss{}}
-	r.client, err = lab.Up(ctx, o.Lab)
-	if r.client != nil && !o.Keep { // else there is nothing, or somebody else's lab
-		defer func() {
-			err = errors.Join(err, lab.Down(context.WithoutCancel(ctx), r.client.Layout().Name(), o.Lab.Progress))
-		}()
-	}
-	if err != nil {
-		return result, err
-	}
-	data, err := r.client.ClusterFile()
-	if err != nil {
-		return result, err
-	}
-	if r.cluster, err = config.Parse(data); err != nil {
-		return result, err
-	}
-	return r.play(ctx)
-}
-
 func (r *run) say(format string, args ...any) {
-	if r.Lab.Progress != nil {
-		r.Lab.Progress(fmt.Sprintf("%6.1fs  %s", r.now().Seconds(), fmt.Sprintf(format, args...)))
-	}
+	r.tell(fmt.Sprintf("%6.1fs  %s", r.now().Seconds(), fmt.Sprintf(format, args...)))
 }
 
 // now is the scenario's time.
@@ -101,8 +60,10 @@ func (r *run) play(ctx context.Context) (scenario.Result, error) {
 	case err := <-watched:
 		return scenario.Result{}, err
 	}
+	r.mu.Lock()
 	r.begin = time.Now()
-	for _, step := range r.Scenario.Steps {
+	r.mu.Unlock()
+	for _, step := range r.scenario.Steps {
 		select {
 		case <-time.After(step.At - r.now()):
 		case <-ctx.Done():
@@ -176,7 +137,11 @@ func (r *run) finish(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.result.VirtualSeconds = r.now().Seconds()
 	for _, h := range s.Hosts {
-		r.result.Hosts = append(r.result.Hosts, scenario.HostResult{Name: model.HostID(h.Name), Power: h.Power, Role: h.Role, State: h.State})
+		out := scenario.HostResult{Name: model.HostID(h.Name), Power: h.Power, Role: h.Role, State: h.State}
+		if h.Seen != "" {
+			out.State = h.Seen
+		}
+		r.result.Hosts = append(r.result.Hosts, out)
 	}
 	for _, v := range s.VMs {
 		out := scenario.VMResult{Name: v.Name, State: v.State, Host: model.HostID(v.Host), Protected: v.Protected, Reason: v.Reason}
@@ -186,7 +151,7 @@ func (r *run) finish(ctx context.Context) error {
 		r.result.VMs = append(r.result.VMs, out)
 	}
 	for _, v := range s.Violations {
-		if v.Invariant != lab.InvariantOnce { // those were dated when they happened
+		if v.Invariant != lab.InvariantOnce && !r.before[v.Detail] { // those were dated when they happened
 			r.result.Violations = append(r.result.Violations, scenario.Violation{At: r.now().Seconds(), Invariant: v.Invariant, Detail: v.Detail})
 		}
 	}
