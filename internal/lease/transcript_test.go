@@ -190,6 +190,8 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 		return ask(Request{Release: &ReleaseRequest{VM: vmA.ID, Epoch: model.Epoch(num(0)), Reason: model.ReasonGuestOff}})
 	case "claim-list": // EPOCH
 		return ask(Request{ClaimList: &ClaimListReq{Datastore: "ds1", Epoch: model.Epoch(num(0))}})
+	case "force": // EPOCH: break-glass
+		return ask(Request{Force: &ForceRequest{Datastore: "ds1", Lock: model.VMLock("a"), Epoch: model.Epoch(num(0)), Operator: "root", Why: "its plug is pulled"}})
 	case "hook": // OPERATION
 		return ask(Request{Hook: &HookRequest{VM: vmA.ID, Name: "a", Operation: arg(0)}})
 	}
