@@ -133,7 +133,7 @@ func TestProblemsNameTheLine(t *testing.T) {
 		{"at 1s config ha.isolationResponse", "FIELD=VALUE"},
 		{"at 1s config ha.isolationResponse=poweroff", "use one of none, powerOff, shutdown"},
 		{"at 1s host maintenance host1 maybe", "known here: on, off"},
-		{"at 1s expect web up", "known here: on, running, down, protected, unprotected, frozen"},
+		{"at 1s expect web up", "known here: on, not-on, running, down, protected, unprotected, frozen"},
 		{"at 1s expect web down because no", `"within"`},
 		{`at 1s expect web down because "no`, "quote is not closed"},
 		{`at 1s expect web down because ""`, "the reason is empty"},
