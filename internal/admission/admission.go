@@ -148,13 +148,7 @@ func Decide(s *placement.State, p Policy, r Request) Decision {
 	if d.Verdict != placement.Yes && r.Action == PowerOn && r.Host == "" && host != "" {
 		elsewhere(s, p, r.VM.Name, &d)
 	}
-	d.Allowed = d.Verdict == placement.Yes
-	switch d.Verdict {
-	case placement.No:
-		d.Reason = fmt.Sprintf("after %s: %s", words(r), d.Reason)
-	case placement.Unknown:
-		d.Reason = fmt.Sprintf("whether the cluster could still lose hosts after %s was not decided, which counts as no: %s", words(r), d.Reason)
-	}
+	d.judge(words(r))
 	return d
 }
 
@@ -243,7 +237,7 @@ func change(s *placement.State, r Request) (undo func(), host model.HostID, refu
 	s.SetVM(r.VM)
 	switch r.Action {
 	case Reserve:
-		return undo, on, nil
+		return undo, on, onHost(s, r.VM.Name, on, to)
 	case Adopt:
 		if r.Host == "" || on != "" {
 			return undo, on, nil
@@ -264,6 +258,26 @@ func change(s *placement.State, r Request) (undo func(), host model.HostID, refu
 		_ = s.Run(r.VM.Name, c.Host) // both are known: Place just said so
 	}
 	return undo, c.Host, nil
+}
+
+// onHost refuses a reservation that the VM's own host does not have.
+func onHost(s *placement.State, vm string, on, to model.HostID) *Report {
+	if on == "" {
+		return nil
+	}
+	s.Stop(vm)
+	c := s.Place(placement.Want{VM: vm, Only: on})
+	restore(s, vm, on, to)
+	if c.Host != "" || c.Busy {
+		return nil
+	}
+	for _, x := range c.Refusals {
+		if x.Host == on {
+			return &Report{Verdict: placement.No, Reason: fmt.Sprintf("%s cannot reserve that where it runs: %s: %s", vm, on, x.Reason),
+				Help: []string{fmt.Sprintf("stop %s and start it where there is room, or stop other VMs of %s", vm, on)}}
+		}
+	}
+	return nil
 }
 
 func restore(s *placement.State, vm string, on, to model.HostID) {

@@ -87,7 +87,7 @@ func TestSlots(t *testing.T) {
 }
 
 func TestPercentage(t *testing.T) {
-	s := state(t, three(), "v1 7000 6000 h1", "v2 2000 1000 h1", "v3 1000 2000 h2", "v4 1000 1000 h2", "v5 1000 1000 h3")
+	s := state(t, three(), "v1 7000 6000 h1", "v2 2000 1000 h1", "v3 1000 2000 h3", "v4 1000 1000 h3", "v5 1000 1000 h2")
 	p := Policy{Kind: Percentage, HostFailures: 1, CPUPercent: 25, MemoryPercent: 25, MinCPU: 32, Degradation: 100}
 	// 24,000 MHz and 21,000 MiB; 12,000 MHz and 11,000 MiB are reserved.
 	want(t, Check(s, p), placement.Yes, "50.0 % of 24000 MHz", "47.6 % of 21000 MiB", "25.0 % is to be kept")

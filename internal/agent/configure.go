@@ -87,6 +87,18 @@ func (a *Agent) saveConfig(ctx context.Context, e fdm.SaveConfig) {
 	a.post(ctx, fdm.ConfigLoaded{Config: ClusterOf(a.setup.Load().cluster, a.host)})
 }
 
+// readConfig reads a file that was offered as if it came into force.
+func (a *Agent) readConfig(e fdm.ReadConfig) fdm.Event {
+	c, err := config.Parse(e.File)
+	if err == nil {
+		err = c.CheckDeployable("")
+	}
+	if err != nil {
+		return fdm.ConfigRead{Op: e.Op, Err: err.Error()}
+	}
+	return fdm.ConfigRead{Op: e.Op, Config: ClusterOf(c, a.host)}
+}
+
 // adopt runs in the only worker of its lane, so one version comes after another.
 func (a *Agent) adopt(ctx context.Context, e fdm.SaveConfig) error {
 	c, err := config.Parse(e.File)
@@ -144,6 +156,7 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		HeartbeatNetworks: c.HeartbeatNetworks(), VMs: map[string]fdm.VMSettings{},
 		MaxRestarts: c.HA.Options.Int("das.maxvmrestartcount"),
 		PerHost:     c.HA.Options.Int("das.perHostConcurrentFailoversLimit"),
+		Admission:   snapshot.Policy(c), MassFailure: c.HA.MassFailurePercent,
 	}
 	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
 	out.HostShutdown = fdm.HostShutdown(c.HA.HostShutdown)

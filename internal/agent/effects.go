@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/placement"
 )
 
 // KindHung is the kind of an operation on a datastore that did not return in
@@ -60,6 +62,12 @@ func (a *Agent) carryOut(ctx context.Context, now time.Duration, e fdm.Effect) [
 		a.emit(now, e.Event)
 	case fdm.SaveConfig:
 		a.goes(func() { a.saveConfig(ctx, e) })
+	case fdm.Consider:
+		busy := fdm.Considered{Op: e.Op, Decision: admission.Decision{Report: admission.Report{Policy: e.Ask.Policy.Kind, Answer: placement.Unknown.String(),
+			Reason: "it was not decided, which counts as no: " + errBusy, Help: []string{"ask again"}}}}
+		return a.operate(ctx, busy, func() fdm.Event { return fdm.Considered{Op: e.Op, Decision: e.Ask.Answer()} })
+	case fdm.ReadConfig:
+		return a.operate(ctx, fdm.ConfigRead{Op: e.Op, Err: errBusy}, func() fdm.Event { return a.readConfig(e) })
 	case fdm.Answer:
 		if ch, ok := a.admins.LoadAndDelete(e.ID); ok {
 			ch.(chan fdm.AdminReply) <- e.Reply // has room for one

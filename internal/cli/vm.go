@@ -19,7 +19,7 @@ import (
 func newVM(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "vm", Short: "List, protect, start and stop VMs"}
 	cmd.AddCommand(newVMList(a), newVMShow(a), newProtect(a), newUnprotect(a), newDrift(a),
-		newPower(a, power{use: "start", short: "Start a VM where it fits", done: "runs",
+		newPower(a, power{use: "start", short: "Start a VM where it fits", done: "runs", forced: true,
 			request: func(r *fdm.VMRef) fdm.AdminRequest { return fdm.AdminRequest{Start: r} },
 			reached: func(v *local.VM) bool { return v.State == model.VMStarted }}),
 		newPower(a, power{use: "stop", short: "Shut a VM down through its guest; it stays down", done: "is stopped",
@@ -154,7 +154,14 @@ func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
 		return "", err
 	}
 	if !r.OK {
-		return "", Fail(ExitRefused, "", "%s", r.Text)
+		remedy := strings.Join(r.Help, "; or ")
+		if r.Refused {
+			remedy = strings.TrimPrefix(remedy+"; or do it all the same with --force", "; or ")
+		}
+		return "", Fail(ExitRefused, remedy, "%s", r.Text)
+	}
+	for _, w := range r.Warnings {
+		r.Text = strings.TrimPrefix(r.Text+"\nwarning: "+w, "\n")
 	}
 	return r.Text, nil
 }
@@ -249,6 +256,7 @@ func (a *app) vmsHere(ctx context.Context) ([]string, error) {
 
 type power struct {
 	use, short, done string
+	forced           bool // admission control may refuse it
 	request          func(*fdm.VMRef) fdm.AdminRequest
 	reached          func(*local.VM) bool
 }
@@ -256,11 +264,17 @@ type power struct {
 // newPower is a command that changes whether a VM runs, and waits for it.
 func newPower(a *app, p power) *cobra.Command {
 	var wait time.Duration
+	var force bool
 	cmd := &cobra.Command{Use: p.use + " VM", Short: p.short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeFrom(vmNames)}
 	cmd.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for it; 0 does not wait")
+	if p.forced {
+		cmd.Flags().BoolVar(&force, "force", false, "start it though admission control refuses: room for failures may be missing then")
+	}
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		say := progress{w: c.ErrOrStderr()}
-		text, err := a.orderPrimary(c.Context(), wait, &say, "", p.request(&fdm.VMRef{Name: args[0]}))
+		req := p.request(&fdm.VMRef{Name: args[0]})
+		req.Force = force
+		text, err := a.orderPrimary(c.Context(), wait, &say, "", req)
 		if err != nil {
 			return err
 		}

@@ -49,6 +49,10 @@ type HA struct {
 	Storage        Storage       `yaml:"storage"`
 	VMMonitoring   VMMonitoring  `yaml:"vmMonitoring"`
 	Admission      Admission     `yaml:"admission"`
+	// MassFailurePercent is the share of the hosts beyond which failures at once
+	// make the primary check its own view before it acts; 0 or 100 never.
+	// Default 50.
+	MassFailurePercent int `yaml:"massFailurePercent"`
 	// Options are advanced options under their canonical names; see [Describe].
 	Options Options `yaml:"options"`
 }
@@ -291,7 +295,7 @@ func defaultCluster() Cluster {
 		IsolationResponse: "none", HostShutdown: "restartElsewhere", IsolationDelay: 5 * time.Second,
 		Storage:      Storage{APD: "restartConservative", APDTimeout: 30 * time.Second, APDRecovery: "none", PDL: "restart"},
 		VMMonitoring: VMMonitoring{Mode: "off", Sensitivity: "high"},
-		Admission:    Admission{Policy: "exact", HostFailures: 1, Degradation: 100},
+		Admission:    Admission{Policy: "exact", HostFailures: 1, Degradation: 100}, MassFailurePercent: 50,
 	}}
 }
 

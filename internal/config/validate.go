@@ -38,6 +38,9 @@ func (c *Cluster) validate(p *Problems, refs bool) {
 		p.add("id", "set a shorter id", "has %d characters; at most 63 fit into certificates", len(c.ID))
 	}
 	c.checkAdmission(p)
+	if n := c.HA.MassFailurePercent; n < 0 || n > 100 {
+		p.add("ha.massFailurePercent", "50 is the default; 0 switches the check off", "%d is not from 0 to 100", n)
+	}
 	c.checkNetworks(p)
 	c.checkDatastores(p)
 	c.checkHosts(p, refs)

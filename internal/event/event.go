@@ -77,5 +77,7 @@ const (
 	Network        Kind = "network.state"
 	Security       Kind = "security"
 	Refused        Kind = "ha.refused"
+	Admission      Kind = "ha.admission"
+	MassFailure    Kind = "ha.mass-failure"
 	Admin          Kind = "admin"
 )

@@ -19,7 +19,7 @@ type apply struct {
 func (m *Machine) onAdmin(e AdminAsked) {
 	reply := func(r AdminReply) { m.do(Answer{ID: e.ID, Reply: r}) }
 	if e.Request.Protect != nil {
-		m.adoptHere(*e.Request.Protect, reply)
+		m.adoptHere(*e.Request.Protect, e.Request.Force, reply)
 		return
 	}
 	if e.Request.Leave != nil {
@@ -84,13 +84,15 @@ func (m *Machine) serve(r AdminRequest, reply func(AdminReply)) {
 	case r.Unprotect != nil:
 		m.withVM(*r.Unprotect, reply, m.unprotect)
 	case r.Start != nil:
-		m.withVM(*r.Start, reply, m.startAsked)
+		m.withVM(*r.Start, reply, func(v *vm, f func(AdminReply)) { m.admitStart(v, r.Force, f, m.startAsked) })
 	case r.Shutdown != nil:
 		m.withVM(*r.Shutdown, reply, func(v *vm, f func(AdminReply)) { m.stopAsked(v, CommandShutdown, f) })
 	case r.Kill != nil:
 		m.withVM(*r.Kill, reply, func(v *vm, f func(AdminReply)) { m.stopAsked(v, CommandKill, f) })
 	case r.Apply != nil:
-		m.applyConfig(*r.Apply, reply)
+		m.admitConfig(*r.Apply, r.Force, reply, m.applyConfig)
+	case r.Consider != nil:
+		m.consider(*r.Consider, r.Force, reply)
 	default:
 		reply(AdminReply{Text: "the request is empty or of a newer version than this host's agent"})
 	}
@@ -116,7 +118,7 @@ func (m *Machine) withVM(ref VMRef, reply func(AdminReply), f func(*vm, func(Adm
 
 // adoptHere makes a VM of this host managed: its lock is made and, if it runs,
 // taken before anyone hears of it.
-func (m *Machine) adoptHere(p model.ProtectedVM, reply func(AdminReply)) {
+func (m *Machine) adoptHere(p model.ProtectedVM, force bool, reply func(AdminReply)) {
 	reply = m.once(reply)
 	switch {
 	case !m.loaded || !m.conf.Enabled:
@@ -132,6 +134,26 @@ func (m *Machine) adoptHere(p model.ProtectedVM, reply func(AdminReply)) {
 	if len(p.Datastores) == 0 {
 		p.Datastores = []model.DatastoreName{p.Home}
 	}
+	if d := m.domains[p.ID]; d == nil || !d.Active {
+		m.lockAdopted(p, reply) // it takes no room before its start
+		return
+	}
+	ask := p
+	ask.Host = m.cfg.Self
+	m.relay(AdminRequest{Consider: &Consideration{Protect: &ask}, Force: force}, func(r AdminReply) {
+		if !r.OK {
+			reply(r)
+			return
+		}
+		m.lockAdopted(p, func(end AdminReply) {
+			end.Warnings = append(end.Warnings, r.Warnings...)
+			reply(end)
+		})
+	})
+}
+
+// lockAdopted makes the lock of a VM that is being adopted.
+func (m *Machine) lockAdopted(p model.ProtectedVM, reply func(AdminReply)) {
 	g := managedVM(p)
 	m.ask(lease.Request{Create: &lease.CreateRequest{VM: g}}, func(r lease.Reply) {
 		if r.Code != lease.CodeOK {

@@ -3,6 +3,7 @@ package fdm
 import (
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -124,6 +125,20 @@ type SaveConfig struct {
 	File    []byte
 }
 
+// Consider asks admission control (admission.Ask.Answer), which may take a second
+// of a processor: beside the machine, not in its way. The Ask is given away.
+type Consider struct {
+	Op  OpID
+	Ask *admission.Ask
+}
+
+// ReadConfig reads a cluster file that was offered, without storing it.
+type ReadConfig struct {
+	Op      OpID
+	Version uint64
+	File    []byte
+}
+
 // Answer answers an AdminAsked.
 type Answer struct {
 	ID    uint64
@@ -145,4 +160,6 @@ func (WriteNote) isEffect()     {}
 func (ReadNote) isEffect()      {}
 func (Emit) isEffect()          {}
 func (SaveConfig) isEffect()    {}
+func (Consider) isEffect()      {}
+func (ReadConfig) isEffect()    {}
 func (Answer) isEffect()        {}

@@ -185,6 +185,8 @@ func (m *Machine) lead() {
 
 // resign drops everything a primary knows, and yields its lists.
 func (m *Machine) resign() {
+	m.dropQuestions()
+	m.brake = brake{slept: m.brake.slept}
 	for _, st := range m.storeBy {
 		m.closeList(st, "this host is no longer primary", true)
 	}

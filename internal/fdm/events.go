@@ -3,6 +3,7 @@ package fdm
 import (
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
@@ -195,6 +196,19 @@ type ConfigLoaded struct {
 	Config Cluster
 }
 
+// Considered answers Consider.
+type Considered struct {
+	Op       OpID
+	Decision admission.Decision
+}
+
+// ConfigRead answers ReadConfig; Err says why the file cannot come into force.
+type ConfigRead struct {
+	Op     OpID
+	Config Cluster
+	Err    string
+}
+
 // AdminAsked is an administrator's request on this host; answered by Answer.
 type AdminAsked struct {
 	ID      uint64
@@ -222,4 +236,6 @@ func (AddressesPinged) isEvent()   {}
 func (NoteWritten) isEvent()       {}
 func (NoteRead) isEvent()          {}
 func (ConfigLoaded) isEvent()      {}
+func (Considered) isEvent()        {}
+func (ConfigRead) isEvent()        {}
 func (AdminAsked) isEvent()        {}

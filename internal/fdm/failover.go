@@ -93,6 +93,9 @@ func (m *Machine) wantOf(v *vm) placement.Want {
 		for _, h := range v.p.Down.Hosts {
 			w.Failed[h]++
 		}
+		if v.p.Down.Asked && v.p.Down.Failover == "" {
+			w.Purpose = placement.PowerOn
+		}
 	}
 	if h := m.staysOn(v); h != "" {
 		delete(w.Failed, h)
@@ -105,6 +108,9 @@ func (m *Machine) place(v *vm, room *placement.State) {
 	w.Only, w.Prefer = v.want.only, v.want.prefer
 	if w.Prefer == "" || w.Failed[w.Prefer] > 0 {
 		w.Prefer = v.planned
+	}
+	if w.Prefer == "" || w.Failed[w.Prefer] > 0 {
+		w.Prefer = v.admitted
 	}
 	if h := m.staysOn(v); h != "" {
 		w.Prefer = h

@@ -129,6 +129,9 @@ type Machine struct {
 	relays   map[uint64]func(AdminReply)
 	relaySeq uint64
 	applies  []apply
+
+	admission questions
+	brake     brake
 }
 
 // New returns a machine that has yet to be told its configuration.
@@ -203,6 +206,7 @@ func (m *Machine) overslept(gap time.Duration) {
 		m.elect("the agent of the primary had stopped", m.silence())
 		return
 	}
+	m.brake.slept = m.now
 	m.iso.heardAt = min(m.now, m.iso.heardAt+gap)
 	for _, h := range m.order {
 		h.base = min(m.now, h.lastHeard()+gap)
@@ -256,6 +260,10 @@ func (m *Machine) dispatch(ev Event) {
 		m.onDomain(e.Domain)
 	case ConfigLoaded:
 		m.onConfig(e.Config)
+	case Considered:
+		answer(m, e.Op, e)
+	case ConfigRead:
+		answer(m, e.Op, e)
 	case AdminAsked:
 		m.onAdmin(e)
 	}
@@ -269,6 +277,8 @@ func (m *Machine) settle() {
 		m.pumpLocks()
 		m.placeReady()
 		m.orchestrate()
+		m.watchRoom()
+		m.pumpQuestions()
 		m.flushLists()
 		m.flushWelcome()
 		m.flushView()

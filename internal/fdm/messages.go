@@ -3,6 +3,7 @@ package fdm
 import (
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -213,6 +214,24 @@ type AdminRequest struct {
 	Leave *LeaveRequest `json:"leave,omitempty"`
 	// Apply is a new cluster file, validated by the shell.
 	Apply *ConfigOffer `json:"apply,omitempty"`
+	// Consider asks what admission control says to something, and changes
+	// nothing.
+	Consider *Consideration `json:"consider,omitempty"`
+	// Force has it done even though admission control refuses it.
+	Force bool `json:"force,omitempty"`
+}
+
+// Consideration is what admission control is asked about; exactly one field is
+// set.
+type Consideration struct {
+	// Protect is a VM to be adopted; running if it has a Host.
+	Protect *model.ProtectedVM `json:"protect,omitempty"`
+	// Start is a VM to be started.
+	Start *VMRef `json:"start,omitempty"`
+	// Leave is a host to be shut down in order.
+	Leave model.HostID `json:"leave,omitempty"`
+	// Apply is a cluster file to come into force.
+	Apply *ConfigOffer `json:"apply,omitempty"`
 }
 
 // VMRef names a VM by name or id.
@@ -224,6 +243,13 @@ type VMRef struct {
 type AdminReply struct {
 	OK   bool   `json:"ok"`
 	Text string `json:"text"`
+	// Help is what would make a refusal of admission control a yes, each way by
+	// itself; empty for other refusals.
+	Help []string `json:"help,omitempty"`
+	// Refused: admission control said no, or could not say yes; Force overrides.
+	Refused bool `json:"refused,omitempty"`
+	// Warnings refuse nothing.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // EventShare hands events on to the other hosts, so that any host can show
@@ -248,6 +274,9 @@ type ClusterView struct {
 	// them.
 	Disabled   []rules.Conflict `json:"disabledRules,omitempty"`
 	Datastores []DatastoreView  `json:"datastores"`
+	// Admission is whether the room is there that ha.admission asks for, as last
+	// looked at; nil when that is off or not known yet.
+	Admission *admission.Report `json:"admission,omitempty"`
 }
 
 // HostView is one host in a ClusterView.
@@ -355,6 +384,11 @@ type Cluster struct {
 	// starts of one host.
 	MaxRestarts int
 	PerHost     int
+	// Admission is the policy of admission control.
+	Admission admission.Policy
+	// MassFailure is the share of the hosts, in percent, beyond which failures
+	// at once make a primary check its own view first; 0 and 100 never.
+	MassFailure int
 }
 
 // ClusterHost is a member.

@@ -80,7 +80,7 @@ func (m *Machine) bringUp(v *vm) {
 func (m *Machine) startAnew(v *vm, cause string) {
 	v.p.Requested = model.RequestedStarted
 	if v.p.Down == nil {
-		v.p.Down = &model.DownState{Cause: cause}
+		v.p.Down = &model.DownState{Cause: cause, Asked: true}
 	}
 	d := v.p.Down
 	d.Attempts, d.Hosts, d.Here, d.Moves, d.Failed = 0, nil, 0, 0, false

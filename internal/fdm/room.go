@@ -13,8 +13,10 @@ import (
 
 // spec is a VM as placement knows it: by the cluster file, and by what was
 // recorded when it was protected.
-func (m *Machine) spec(v *vm) placement.VM {
-	x, ok := m.conf.Specs[v.p.Name]
+func (m *Machine) spec(v *vm) placement.VM { return specIn(m.conf.Specs, v) }
+
+func specIn(specs map[string]placement.VM, v *vm) placement.VM {
+	x, ok := specs[v.p.Name]
 	if !ok {
 		x = placement.VM{Reservation: placement.Resources{Memory: v.p.Memory}}
 	}
@@ -23,7 +25,7 @@ func (m *Machine) spec(v *vm) placement.VM {
 	}
 	x.Name, x.Datastores = v.p.Name, v.p.Datastores
 	if len(x.Datastores) == 0 {
-		x.Datastores = []model.DatastoreName{v.st.name}
+		x.Datastores = []model.DatastoreName{v.p.Home}
 	}
 	return x
 }
@@ -125,6 +127,9 @@ func (m *Machine) plan(room *placement.State, list []*vm) {
 	for _, v := range sorted {
 		w := m.wantOf(v)
 		w.Only, w.Prefer, w.Class = v.want.only, v.want.prefer, infrastructure-m.class(v)
+		if w.Prefer == "" {
+			w.Prefer = v.admitted
+		}
 		wants = append(wants, w)
 	}
 	for i, c := range room.PlaceAll(wants).Choices {

@@ -387,6 +387,16 @@ func (n *node) carry(effects []Effect) {
 				}
 				return ConfigLoaded{n.conf}
 			})
+		case Consider:
+			n.later(20*time.Millisecond, func() Event { return Considered{Op: e.Op, Decision: e.Ask.Answer()} })
+		case ReadConfig:
+			c, ok := w.files[e.Version]
+			n.later(5*time.Millisecond, func() Event {
+				if !ok {
+					return ConfigRead{Op: e.Op, Err: "no such file"}
+				}
+				return ConfigRead{Op: e.Op, Config: c}
+			})
 		case Answer:
 			w.answer[e.ID] = fmt.Sprintf("ok=%v %s", e.Reply.OK, e.Reply.Text)
 			w.logf("%s answer: %s", n.name, w.answer[e.ID])

@@ -55,6 +55,7 @@ func (m *Machine) suspectHost(h *member) {
 		Cause:    fmt.Sprintf("no network heartbeat for %s", seconds(m.now-h.lastHeard())),
 		Evidence: m.evidence(h)})
 	m.pingHost(h)
+	m.braked(false)
 	m.readAllSlots()
 	// Read the locks of its VMs now, so that a verdict can act at once.
 	for _, id := range sortedKeys(h.vms) {
@@ -142,6 +143,8 @@ func (m *Machine) judge(h *member) {
 	case s.known > 0 && s.stale == s.known && m.now-h.lastHeard() < m.silenceFor(h.name):
 		h.reason = fmt.Sprintf("its heartbeat is stale on every datastore that can be read, but it is %s of the %s that a verdict needs", silent, seconds(m.silenceFor(h.name)))
 		m.judgeWhenQuiet(h)
+	case s.known > 0 && s.stale == s.known && !h.failed && m.braked(true) != "":
+		h.reason = silent + "; its heartbeat is stale, but so many hosts at once raise doubts: " + m.brake.said
 	case s.known > 0 && s.stale == s.known:
 		m.fail(h)
 	case s.alive && h.aliveAt == 0:

@@ -131,7 +131,7 @@ func (m *Machine) clearLeftovers(v *ClusterView) {
 }
 
 func (m *Machine) header() ClusterView {
-	return ClusterView{Primary: m.primary, HA: m.loaded && m.conf.Enabled, Monitoring: m.conf.HostMonitoring, Version: m.conf.Version, Disabled: m.conf.Conflicts}
+	return ClusterView{Primary: m.primary, HA: m.loaded && m.conf.Enabled, Monitoring: m.conf.HostMonitoring, Version: m.conf.Version, Disabled: m.conf.Conflicts, Admission: m.admission.report}
 }
 
 func (m *Machine) ownView(now time.Duration) ClusterView {

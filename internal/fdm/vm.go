@@ -47,6 +47,7 @@ type vm struct {
 	gateOver  bool          // and it is over
 	unplaced  bool          // no host could take it, last time
 	planned   model.HostID  // its place in the plan of all
+	admitted  model.HostID  // where admission control found that its start keeps the policy
 	breaks    []string      // rules that its place breaks
 	behind    *vm           // which it depends on and which was not ready, last time
 	turn      int           // its place among the restarts, for people
@@ -231,7 +232,7 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 		p.Down = nil
 	}
 	m.leaveFailover(v)
-	v.seen, v.heldSaid, v.unplaced = true, false, false
+	v.seen, v.heldSaid, v.unplaced, v.admitted = true, false, false, ""
 	v.reason, v.fence, v.standing, v.fault, v.said = "", false, false, "", ""
 	v.nextTry, v.lockKnown = 0, false
 	delete(m.waiting, p.ID)

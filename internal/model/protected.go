@@ -66,4 +66,7 @@ type DownState struct {
 	RetryIn time.Duration `json:"retryIn,omitempty"`
 	// Failover names the failover this restart belongs to.
 	Failover string `json:"failover,omitempty"`
+	// Asked: an administrator asked for its start; it is no restart, and gets no
+	// dedicated failover host, unless a Failover makes it one.
+	Asked bool `json:"asked,omitempty"`
 }

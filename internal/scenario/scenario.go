@@ -197,6 +197,8 @@ type VM struct {
 	// Field and Value, of VMSet; use them with [config.Cluster.With] as
 	// vms[VM].Field.
 	Field, Value string
+	// Force, of VMStart: though admission control refuses it.
+	Force bool
 }
 
 // Configure changes a field of the cluster file by [config.Cluster.With].
@@ -254,6 +256,8 @@ type Network struct {
 type Maintenance struct {
 	Host model.HostID
 	On   bool
+	// Force: though admission control refuses it.
+	Force bool
 }
 
 // Leave has a host stop its VMs before it shuts down, or calls that off.

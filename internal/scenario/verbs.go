@@ -102,6 +102,8 @@ func parseVM(a *args) Action {
 			a.fail("the number of starts must be 1 or more")
 		}
 		v.Count = n
+	case VMStart:
+		v.Force = a.forced()
 	case VMSet:
 		v.Field, v.Value = a.next("the field"), a.next("the value")
 	}
@@ -125,7 +127,16 @@ func parseHost(a *args) Action {
 	if op != "maintenance" {
 		return Leave{Host: h, Cancel: op == "resume"}
 	}
-	return Maintenance{Host: h, On: a.oneOf("the state", "on", "off") == "on"}
+	return Maintenance{Host: h, On: a.oneOf("the state", "on", "off") == "on", Force: a.forced()}
+}
+
+// forced takes the word "force", if it is there.
+func (a *args) forced() bool {
+	if a.peek() != "force" {
+		return false
+	}
+	a.next("force")
+	return true
 }
 
 func parseExpect(a *args) Action {

@@ -304,6 +304,16 @@ func (a *agentd) carryOut(e fdm.Effect) {
 			}
 			return fdm.ConfigLoaded{Config: s.files[h.file].conf}
 		})
+	case fdm.Consider:
+		a.later(20*time.Millisecond, func() fdm.Event { return fdm.Considered{Op: e.Op, Decision: e.Ask.Answer()} })
+	case fdm.ReadConfig:
+		a.later(5*time.Millisecond, func() fdm.Event {
+			f := s.files[e.Version]
+			if f == nil {
+				return fdm.ConfigRead{Op: e.Op, Err: "no such file"}
+			}
+			return fdm.ConfigRead{Op: e.Op, Config: f.conf}
+		})
 	case fdm.Answer:
 		if f := s.asked[e.ID]; f != nil {
 			delete(s.asked, e.ID)

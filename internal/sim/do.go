@@ -40,9 +40,9 @@ func (s *Sim) Do(a scenario.Action, text string) error {
 	case scenario.VM:
 		return s.doVM(a)
 	case scenario.Configure:
-		return s.configure(a.Field, a.Value)
+		return s.configure(a.Field, a.Value, false)
 	case scenario.Maintenance:
-		return s.configure(fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On))
+		return s.configure(fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On), a.Force)
 	case scenario.Leave:
 		s.leave(s.byName[a.Host], a.Cancel)
 	case scenario.Datastore:
@@ -172,7 +172,7 @@ func (s *Sim) doVM(a scenario.VM) error {
 	ref := &fdm.VMRef{Name: a.VM}
 	switch a.Op {
 	case scenario.VMStart:
-		s.Ask(fdm.AdminRequest{Start: ref}, nil)
+		s.Ask(fdm.AdminRequest{Start: ref, Force: a.Force}, nil)
 	case scenario.VMStop:
 		g.truth.userStop = true
 		s.Ask(fdm.AdminRequest{Shutdown: ref}, nil)
@@ -198,7 +198,7 @@ func (s *Sim) doVM(a scenario.VM) error {
 	case scenario.VMRestore:
 		g.noDisk = false
 	case scenario.VMSet:
-		return s.configure("vms["+a.VM+"]."+a.Field, a.Value)
+		return s.configure("vms["+a.VM+"]."+a.Field, a.Value, false)
 	default:
 		return fmt.Errorf("the simulator has no `vm %s`", a.Op)
 	}
@@ -208,25 +208,25 @@ func (s *Sim) doVM(a scenario.VM) error {
 
 // configure changes the cluster file through the first agent that answers, as
 // an operator does, and asks again while none takes it.
-func (s *Sim) configure(field, value string) error {
+func (s *Sim) configure(field, value string, force bool) error {
 	next, err := s.cluster.With(field, value)
 	if err != nil {
 		return err
 	}
 	s.adoptFile(next)
 	s.disturbed()
-	s.apply(next.Version, 60)
+	s.apply(next.Version, 60, force)
 	return nil
 }
 
-func (s *Sim) apply(version uint64, tries int) {
+func (s *Sim) apply(version uint64, tries int, force bool) {
 	if tries == 0 || s.cluster.Version != version {
 		return
 	}
 	offer := &fdm.ConfigOffer{Version: version, File: s.files[version].conf.File}
-	again := func() { s.after(time.Second, func() { s.apply(version, tries-1) }) }
-	if !s.Ask(fdm.AdminRequest{Apply: offer}, func(r fdm.AdminReply) {
-		if !r.OK {
+	again := func() { s.after(time.Second, func() { s.apply(version, tries-1, force) }) }
+	if !s.Ask(fdm.AdminRequest{Apply: offer, Force: force}, func(r fdm.AdminReply) {
+		if !r.OK && !r.Refused { // a refusal stands
 			again()
 		}
 	}) {

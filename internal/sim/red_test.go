@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -133,6 +134,17 @@ var offs = map[string]func() Tamper{
 			}
 		}}
 	},
+	"admission-control": func() Tamper {
+		return Tamper{Config: func(c *fdm.Cluster) { c.Admission.Kind = admission.Off }}
+	},
+	"dedicated": func() Tamper {
+		return Tamper{Config: func(c *fdm.Cluster) {
+			for i := range c.Hosts {
+				c.Hosts[i].Spec.DedicatedFailover = false
+			}
+		}}
+	},
+	"mass-failure": func() Tamper { return Tamper{Config: func(c *fdm.Cluster) { c.MassFailure = 0 }} },
 	"memory": func() Tamper {
 		return Tamper{Config: func(c *fdm.Cluster) {
 			for i := range c.Hosts {

@@ -47,6 +47,14 @@ func (s *Status) FindProblems() {
 	if !s.HostMonitoring {
 		add("", "hanok ha monitoring on", "Host monitoring is switched off: failed hosts are not noticed.")
 	}
+	if r := s.Admission; r != nil {
+		if r.Answer != "yes" {
+			add("admission", strings.Join(r.Help, "; or "), "The room for failures that ha.admission (%s) asks for is not there (%s): %s.", r.Policy, r.Answer, r.Reason)
+		}
+		for _, w := range r.Warnings {
+			add("admission", "add hosts, or let VMs use less; ha.admission.degradation sets what is tolerated", "After failures VMs would get less: %s.", w)
+		}
+	}
 	for _, c := range s.DisabledRules {
 		add(c.Disabled, "change one of the rules "+strings.Join(c.Rules, ", ")+"; `hanok rule check` says more", "Rule %s is not in force: %s.", c.Disabled, c.Reason)
 	}

@@ -3,6 +3,7 @@ package local
 import (
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -77,6 +78,9 @@ type Status struct {
 	Local Local `json:"local"`
 	// DisabledRules are not in force, because older ones contradict them.
 	DisabledRules []rules.Conflict `json:"disabledRules,omitempty"`
+	// Admission is whether the room is there that admission control keeps; nil
+	// when that is off or not known yet.
+	Admission *admission.Report `json:"admission,omitempty"`
 	// Problems says what is wrong and what to do; empty when all is well.
 	Problems []Problem `json:"problems"`
 }
@@ -231,7 +235,7 @@ func (s *Status) HostByName(name model.HostID) *Host {
 // SetView fills the cluster's part from the core's view.
 func (s *Status) SetView(v fdm.ClusterView) {
 	s.Primary, s.AgeSeconds = v.Primary, v.Age.Seconds()
-	s.HA, s.HostMonitoring, s.DisabledRules = v.HA, v.Monitoring, v.Disabled
+	s.HA, s.HostMonitoring, s.DisabledRules, s.Admission = v.HA, v.Monitoring, v.Disabled, v.Admission
 	s.Hosts, s.VMs, s.Datastores = make([]Host, 0, len(v.Hosts)), make([]VM, 0, len(v.VMs)), make([]Datastore, 0, len(v.Datastores))
 	for _, h := range v.Hosts {
 		out := Host{Name: h.Name, Role: h.Role, State: h.State, Reason: h.Reason, Armed: h.Armed, ArmedWhy: h.ArmedWhy,
