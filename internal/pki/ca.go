@@ -5,15 +5,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/big"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,32 +60,14 @@ func Init(dir, clusterID string, opt Options) error {
 	if err := model.ValidateName(clusterID); err != nil {
 		return fmt.Errorf("make a CA: cluster id: %w", err)
 	}
-	if len(clusterID) > 63 {
-		return fmt.Errorf("make a CA: cluster id %q has %d characters; at most 63 fit into certificates", clusterID, len(clusterID))
-	}
 	if err := refuseExisting(opt.Force, filepath.Join(dir, CACert), filepath.Join(dir, CAKey)); err != nil {
 		return fmt.Errorf("make a CA: %w", err)
 	}
-	key, serial, err := newKey()
+	a, err := NewAuthority(clusterID, opt.Expires)
 	if err != nil {
 		return fmt.Errorf("make a CA: %w", err)
 	}
-	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Hanok"}, CommonName: "Hanok CA " + clusterID},
-		URIs:      []*url.URL{{Scheme: uriScheme, Host: clusterID, Path: "/ca"}},
-		NotBefore: validFrom, NotAfter: orDefault(opt.Expires, CAValidity),
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}
-	tmpl.Subject.CommonName = clipTo(tmpl.Subject.CommonName, 64)
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return fmt.Errorf("make a CA: %w", err)
-	}
-	if _, err := clusterOf(der); err != nil {
-		return fmt.Errorf("make a CA: cluster id %q does not fit into a certificate: %w", clusterID, err)
-	}
-	if err := writePair(dir, CACert, der, CAKey, key); err != nil {
+	if err := writePair(dir, CACert, a.Cert.Raw, CAKey, a.key); err != nil {
 		return fmt.Errorf("make a CA: %w", err)
 	}
 	return nil
@@ -112,10 +91,6 @@ func clusterOf(der []byte) (string, error) {
 // host.crt and host.key into outDir, ready to be copied to /etc/hanok/pki of
 // the host. addresses are those under which libvirt will be reached for
 // migration; agents do not look at them.
-//
-// Key usage is "digital signature" and "key encipherment". The second means
-// nothing for ECDSA, but libvirt 9.0 and QEMU 7.2 refuse a certificate with a
-// critical key-usage extension without it.
 func Issue(caDir, outDir string, host model.HostID, addresses []netip.Addr, opt Options) error {
 	return issueTo(caDir, outDir, Identity{Host: host}, string(host), addresses, opt)
 }
@@ -131,44 +106,25 @@ func issueTo(caDir, outDir string, id Identity, name string, addresses []netip.A
 	if err := id.validate(); err != nil {
 		return fail(err)
 	}
-	caCert, caKey, cluster, err := loadCA(caDir)
+	a, err := LoadAuthority(caDir)
 	if err != nil {
 		return fail(err)
 	}
 	if err := refuseExisting(opt.Force, filepath.Join(outDir, HostCert), filepath.Join(outDir, HostKey)); err != nil {
 		return fail(err)
 	}
-	key, serial, err := newKey()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fail(err)
 	}
-	id.Cluster = cluster
-	uri, err := url.Parse(id.URI())
+	cert, err := a.Sign(key.Public(), id, addresses, opt.Expires)
 	if err != nil {
 		return fail(err)
 	}
-	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Hanok"}, OrganizationalUnit: []string{cluster}, CommonName: name},
-		URIs: []*url.URL{uri}, DNSNames: []string{name},
-		NotBefore: validFrom, NotAfter: orDefault(opt.Expires, HostValidity),
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	for _, a := range addresses {
-		if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() {
-			return fail(fmt.Errorf("address %v: must be the host's own address, without a zone", a))
-		}
-		tmpl.IPAddresses = append(tmpl.IPAddresses, net.IP(a.Unmap().AsSlice()))
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, caCert, key.Public(), caKey)
-	if err != nil {
+	if err := writePair(outDir, HostCert, cert.Raw, HostKey, key); err != nil {
 		return fail(err)
 	}
-	if err := writePair(outDir, HostCert, der, HostKey, key); err != nil {
-		return fail(err)
-	}
-	if err := writePEM(filepath.Join(outDir, CACert), "CERTIFICATE", caCert.Raw, 0o644); err != nil {
+	if err := writePEM(filepath.Join(outDir, CACert), "CERTIFICATE", a.Cert.Raw, 0o644); err != nil {
 		return fail(err)
 	}
 	return nil
@@ -189,26 +145,27 @@ func ClusterID(caDir string) (string, error) {
 	return clusterOf(cert.Raw)
 }
 
-func loadCA(dir string) (*x509.Certificate, *ecdsa.PrivateKey, string, error) {
+// LoadAuthority reads what Init made.
+func LoadAuthority(dir string) (*Authority, error) {
 	cert, err := readCert(filepath.Join(dir, CACert))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, "", fmt.Errorf("%w; make the CA first with `hanok pki init`", err)
+		return nil, fmt.Errorf("%w; make the CA first with `hanok pki init`", err)
 	}
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
 	cluster, err := clusterOf(cert.Raw)
 	if err != nil {
-		return nil, nil, "", fmt.Errorf("%s: %w", filepath.Join(dir, CACert), err)
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, CACert), err)
 	}
 	key, err := readKey(filepath.Join(dir, CAKey))
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, nil, "", fmt.Errorf("%s does not belong to %s; restore both from one backup", filepath.Join(dir, CAKey), CACert)
+		return nil, fmt.Errorf("%s does not belong to %s; restore both from one backup", filepath.Join(dir, CAKey), CACert)
 	}
-	return cert, key, cluster, nil
+	return &Authority{Cluster: cluster, Cert: cert, key: key}, nil
 }
 
 func orDefault(t time.Time, validity time.Duration) time.Time {
@@ -225,7 +182,7 @@ func clipTo(s string, n int) string {
 	return strings.TrimSpace(s)
 }
 
-func writePair(dir, certName string, der []byte, keyName string, key *ecdsa.PrivateKey) error {
+func writePair(dir, certName string, der []byte, keyName string, key any) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}

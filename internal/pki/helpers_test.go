@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
@@ -19,7 +20,7 @@ func parseURL(t *testing.T, s string) *url.URL {
 	return u
 }
 
-func sign(t *testing.T, tmpl, parent *x509.Certificate, key, caKey *ecdsa.PrivateKey) *x509.Certificate {
+func sign(t *testing.T, tmpl, parent *x509.Certificate, key *ecdsa.PrivateKey, caKey crypto.Signer) *x509.Certificate {
 	t.Helper()
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), caKey)
 	if err != nil {

@@ -170,7 +170,7 @@ func TestRefusals(t *testing.T) {
 // issueRaw makes credentials with given URI names, which Issue would not.
 func issueRaw(t *testing.T, caDir string, uris ...string) *Credentials {
 	t.Helper()
-	cert, caKey, _, err := loadCA(caDir)
+	a, err := LoadAuthority(caDir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,9 +185,9 @@ func issueRaw(t *testing.T, caDir string, uris ...string) *Credentials {
 			tmpl.URIs = append(tmpl.URIs, parseURL(t, u))
 		}
 	}
-	leaf := sign(t, tmpl, cert, key, caKey)
+	leaf := sign(t, tmpl, a.Cert, key, a.key)
 	pool := x509.NewCertPool()
-	pool.AddCert(cert)
+	pool.AddCert(a.Cert)
 	return &Credentials{ca: pool, Identity: Identity{Cluster: "seoul-1"},
 		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}}
 }

@@ -19,6 +19,10 @@ func (s *Server) handler() http.Handler {
 	mux.Handle(hanokv1connect.NewTaskServiceHandler(api.Tasks{API: s.api}, o...))
 	mux.Handle(hanokv1connect.NewEventServiceHandler(api.Events{API: s.api}, o...))
 	mux.Handle(hanokv1connect.NewHAServiceHandler(api.HA{API: s.api}, o...))
+	mux.Handle(hanokv1connect.NewAuthServiceHandler(api.Auth{Book: s.book}, o...))
+	mux.Handle(hanokv1connect.NewUserServiceHandler(api.Users{Book: s.book}, o...))
+	mux.Handle(hanokv1connect.NewAuditServiceHandler(api.Audit{API: s.api}, o...))
+	mux.HandleFunc("GET /setup", serveSetup)
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -8,14 +8,15 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"hanok.dev/hanok/internal/server/access"
+	"hanok.dev/hanok/internal/server/account"
 	"hanok.dev/hanok/internal/server/api"
+	"hanok.dev/hanok/internal/server/audit"
 	"hanok.dev/hanok/internal/server/state"
 	"hanok.dev/hanok/internal/server/work"
 	"hanok.dev/hanok/internal/store"
@@ -38,10 +39,10 @@ type Config struct {
 	Store store.Config
 	// Socket is a unix socket whose callers are taken for root. Empty: none.
 	Socket string
-	// Listen is an address for everybody else; it needs Access. Empty: none.
-	// With port 0 a free one is chosen, see Server.Address.
+	// Listen is an address for everybody else. Empty: none. With port 0 a free
+	// one is chosen, see Server.Address.
 	Listen string
-	// Access finds out who calls at Listen.
+	// Access finds out who calls at Listen. Default: the server's own accounts.
 	Access access.Authenticator
 	// Metrics is an address for metrics and health. Empty: none. With port 0 a
 	// free one is chosen.
@@ -50,9 +51,17 @@ type Config struct {
 	Dial work.Dial
 	// Interval is how often each cluster is asked for its account. Default 1 s.
 	Interval time.Duration
-	// Wrap puts what a listener needs around it, such as TLS. Default: nothing.
-	Wrap func(net.Listener) net.Listener
-	Log  *slog.Logger
+	// TLS is the certificate that Listen answers with.
+	TLS TLS
+	// Plain leaves TLS away at Listen; for tests.
+	Plain bool
+	// FirstRun is given the one-time link that makes the first administrator,
+	// at each start until there is a user. It is a secret, and not for logs that
+	// others read.
+	FirstRun func(link string)
+	// PasswordCost is what a check of a password costs. Default account.DefaultCost.
+	PasswordCost account.Cost
+	Log          *slog.Logger
 }
 
 // Server is one server. Make it with New, start and stop it once.
@@ -62,10 +71,13 @@ type Server struct {
 	store *store.Store
 	cache *state.Cache
 	api   *api.API
+	book  *account.Book
 	addr  net.Addr
 	meter *meter
 
 	metricsAddr net.Addr
+	// fingerprint is what callers at addr know the server by.
+	fingerprint string
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -89,9 +101,6 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Socket == "" && cfg.Listen == "" {
 		return nil, errors.New("server: give a socket or an address to listen on")
-	}
-	if cfg.Listen != "" && cfg.Access == nil {
-		return nil, errors.New("server: an address to listen on needs somebody who checks logins")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -128,6 +137,10 @@ func (s *Server) Start(ctx context.Context) (err error) {
 	}
 	s.goes(func() { s.cache.Follow(run) })
 	s.api = api.New(s.store, s.cache)
+	s.book = account.New(account.Config{Store: s.store, Cost: s.cfg.PasswordCost})
+	if s.cfg.Access == nil {
+		s.cfg.Access = s.book
+	}
 	if s.cfg.Dial != nil {
 		s.goes(func() {
 			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval})
@@ -136,7 +149,7 @@ func (s *Server) Start(ctx context.Context) (err error) {
 	if err := s.observe(); err != nil {
 		return err
 	}
-	return s.listen(s.handler())
+	return s.listen(ctx, s.handler())
 }
 
 // later notes what undoes a step of Start.
@@ -189,7 +202,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("the server is ready", "name", s.cfg.Name, "socket", s.cfg.Socket, "address", s.Address(), "embedded", s.store.Embedded())
-	var err error
+	link, err := s.SetUpLink(ctx)
+	if err != nil {
+		return errors.Join(err, s.Stop(ctx))
+	}
+	if link != "" && s.cfg.FirstRun != nil {
+		s.cfg.FirstRun(link)
+	}
 	select {
 	case <-ctx.Done():
 	case err = <-s.failed:
@@ -205,75 +224,10 @@ func (s *Server) Address() string {
 	return s.addr.String()
 }
 
-// listen serves the handler on the socket and on the address.
-func (s *Server) listen(h http.Handler) error {
-	if s.cfg.Socket != "" {
-		ln, err := listenUnix(s.cfg.Socket)
-		if err != nil {
-			return fmt.Errorf("listen on %s: %w", s.cfg.Socket, err)
-		}
-		s.serve("socket", ln, access.Identify(access.AsLocal, h))
-	}
-	if s.cfg.Listen != "" {
-		ln, err := net.Listen("tcp", s.cfg.Listen)
-		if err != nil {
-			return fmt.Errorf("listen on %s: %w", s.cfg.Listen, err)
-		}
-		s.addr = ln.Addr()
-		if s.cfg.Wrap != nil {
-			ln = s.cfg.Wrap(ln)
-		}
-		// A browser that is logged in must not be made to act by another site.
-		s.serve("address", ln, http.NewCrossOriginProtection().Handler(access.Identify(s.cfg.Access, h)))
-	}
-	return nil
-}
-
-func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, errors.New("another server answers there")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, ln.Close())
-	}
-	return ln, nil
-}
-
-func (s *Server) serve(name string, ln net.Listener, h http.Handler) {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
-	srv.Protocols = new(http.Protocols)
-	srv.Protocols.SetHTTP1(true)
-	srv.Protocols.SetHTTP2(true)
-	srv.Protocols.SetUnencryptedHTTP2(true) // gRPC over the socket
-	s.goes(func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			s.fail(fmt.Errorf("serve on %s: %w", ln.Addr(), err))
-		}
-	})
-	s.later(name, func(ctx context.Context) error {
-		if err := srv.Shutdown(ctx); err != nil {
-			return srv.Close() // streams that did not end
-		}
-		return nil
-	})
-}
-
 // options are what every service is made with.
 func (s *Server) options() []connect.HandlerOption {
 	return []connect.HandlerOption{
-		connect.WithInterceptors(s.meter, access.Interceptor()),
+		connect.WithInterceptors(s.meter, access.Interceptor(&audit.Log{Store: s.store, Server: s.cfg.Name, Log: s.log})),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithCodec(strictJSON{}),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, p any) error {

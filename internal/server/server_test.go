@@ -28,6 +28,7 @@ func start(t *testing.T, cfg Config) *Server {
 		cfg.Store.Dir = filepath.Join(dir, "data")
 	}
 	cfg.Socket, cfg.Listen, cfg.Metrics = filepath.Join(dir, "s"), "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Plain = true
 	cfg.Log = slog.New(slog.DiscardHandler)
 	cfg.Access = access.AuthenticatorFunc(func(r *http.Request) (*access.Principal, error) {
 		switch r.Header.Get("As") {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -21,10 +22,30 @@ type Principal struct {
 	// Role is held on everything, Clusters' roles on single clusters besides.
 	Role     hanokv1.Role
 	Clusters map[string]hanokv1.Role
+	// Via is how they proved it: ViaSocket, ViaSession or ViaToken.
+	Via string
+	// Limit is the most that their token gives; unspecified: no limit.
+	Limit hanokv1.Role
+	// Credential is the key of the session or token in the store, CredentialID
+	// its public name, and Expires its end.
+	Credential, CredentialID string
+	Expires                  time.Time
+	// CSRF is the token that calls of the session carry.
+	CSRF string
+	// Renewed replaces the session's cookie; nil: it stays.
+	Renewed *http.Cookie
 }
 
-// Local is whoever can open the server's unix socket: root on its machine.
-var Local = &Principal{Name: "root@localhost", Role: hanokv1.Role_ROLE_ADMINISTRATOR}
+// How a principal proved who they are.
+const (
+	ViaSocket  = "socket"
+	ViaSession = "session"
+	ViaToken   = "token"
+)
+
+// Local is whoever can open the server's unix socket: root on its machine. No
+// user's name has an @.
+var Local = &Principal{Name: "root@localhost", Role: hanokv1.Role_ROLE_ADMINISTRATOR, Via: ViaSocket}
 
 // May reports whether the principal holds at least role on a cluster; on the
 // whole when cluster is empty.
@@ -69,6 +90,7 @@ type contextKey struct{}
 type caller struct {
 	principal *Principal
 	err       error
+	address   string
 }
 
 // Identify runs the authenticator on every request. One that is refused still
@@ -76,8 +98,18 @@ type caller struct {
 func Identify(a Authenticator, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, err := a.Authenticate(r)
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, caller{p, err})))
+		if p != nil && p.Renewed != nil {
+			http.SetCookie(w, p.Renewed)
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, caller{p, err, r.RemoteAddr})))
 	})
+}
+
+// Address is the network address that the request of ctx came from, with its
+// port; of a unix socket "@" or empty.
+func Address(ctx context.Context) string {
+	c, _ := ctx.Value(contextKey{}).(caller)
+	return c.address
 }
 
 // From is who makes the request of ctx, or nil.
@@ -100,12 +132,12 @@ func Check(ctx context.Context, method protoreflect.MethodDescriptor, cluster st
 	}
 	c, _ := ctx.Value(contextKey{}).(caller)
 	if c.err != nil || c.principal == nil {
+		if c.err == nil {
+			c.err = errors.New("nobody is logged in: hanok login")
+		}
 		var e *connect.Error
 		if errors.As(c.err, &e) {
 			return e
-		}
-		if c.err == nil {
-			c.err = errors.New("nobody is logged in: hanok login")
 		}
 		return connect.NewError(connect.CodeUnauthenticated, c.err)
 	}
@@ -157,10 +189,19 @@ func clusterOf(msg any) string {
 	return r.Get(f).String()
 }
 
-// Interceptor applies Check to every call.
-func Interceptor() connect.Interceptor { return interceptor{} }
+// A Recorder keeps account of calls that change something.
+type Recorder interface {
+	// Begin is asked before a call that is permitted is carried out; without
+	// its consent it is not. The function that it returns is told the outcome.
+	Begin(ctx context.Context, method protoreflect.MethodDescriptor, cluster string, msg any) (func(error), error)
+	// Refused is told of a call that was not permitted.
+	Refused(ctx context.Context, method protoreflect.MethodDescriptor, cluster string, msg any, err error)
+}
 
-type interceptor struct{}
+// Interceptor applies Check to every call, and tells the recorder of it.
+func Interceptor(r Recorder) connect.Interceptor { return interceptor{r} }
+
+type interceptor struct{ record Recorder }
 
 func descriptorOf(s connect.Spec) (protoreflect.MethodDescriptor, error) {
 	if d, ok := s.Schema.(protoreflect.MethodDescriptor); ok {
@@ -169,35 +210,54 @@ func descriptorOf(s connect.Spec) (protoreflect.MethodDescriptor, error) {
 	return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("%s has no schema", s.Procedure))
 }
 
+// enter decides a call, and returns who is to be told how it ended.
+func (i interceptor) enter(ctx context.Context, d protoreflect.MethodDescriptor, msg any) (func(error), error) {
+	cluster := clusterOf(msg)
+	if err := Check(ctx, d, cluster); err != nil {
+		i.record.Refused(ctx, d, cluster, msg, err)
+		return nil, err
+	}
+	return i.record.Begin(ctx, d, cluster, msg)
+}
+
 // WrapUnary implements connect.Interceptor.
-func (interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if !req.Spec().IsClient {
-			d, err := descriptorOf(req.Spec())
-			if err == nil {
-				err = Check(ctx, d, clusterOf(req.Any()))
-			}
-			if err != nil {
-				return nil, err
-			}
+		if req.Spec().IsClient {
+			return next(ctx, req)
 		}
-		return next(ctx, req)
+		d, err := descriptorOf(req.Spec())
+		if err != nil {
+			return nil, err
+		}
+		ended, err := i.enter(ctx, d, req.Any())
+		if err != nil {
+			return nil, err
+		}
+		resp, err := next(ctx, req)
+		ended(err)
+		return resp, err
 	}
 }
 
 // WrapStreamingClient implements connect.Interceptor.
-func (interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+func (i interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return next
 }
 
 // WrapStreamingHandler implements connect.Interceptor.
-func (interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		d, err := descriptorOf(conn.Spec())
 		if err != nil {
 			return err
 		}
-		return next(ctx, &checked{conn, ctx, d})
+		c := &checked{StreamingHandlerConn: conn, ctx: ctx, method: d, by: i}
+		err = next(ctx, c)
+		if c.ended != nil {
+			c.ended(err)
+		}
+		return err
 	}
 }
 
@@ -206,11 +266,17 @@ type checked struct {
 	connect.StreamingHandlerConn
 	ctx    context.Context
 	method protoreflect.MethodDescriptor
+	by     interceptor
+	ended  func(error)
 }
 
 func (c *checked) Receive(msg any) error {
 	if err := c.StreamingHandlerConn.Receive(msg); err != nil {
 		return err
 	}
-	return Check(c.ctx, c.method, clusterOf(msg))
+	ended, err := c.by.enter(c.ctx, c.method, msg)
+	if c.ended == nil {
+		c.ended = ended
+	}
+	return err
 }

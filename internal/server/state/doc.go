@@ -13,9 +13,18 @@
 //	cursor/<cluster>/<stream>       how far a stream of events has been read
 //	task/<id>                       long operations
 //	done/<principal>/<key>          requests that were carried out (idempotency)
+//	user/<name>, users              who may log in; the second is written with every change of them
+//	token/<user id>/<id>            API tokens, their secrets as digests
+//	session/<user id>/<id>          sessions of browsers, likewise
+//	setup                           the one-time link of the first administrator, likewise
+//	authority                       the CA of servers' addresses, with its key
+//	trust/<cluster id>              the CAs of a cluster, with their keys, and how far a replacement is
+//	enrol/<cluster id>/<host>       one-time tokens of hosts, their secrets as digests
+//	audit/<kind>/<id>               who changed what, and who was refused
 //
-// Values are messages of the API in protobuf, so that a newer server reads what
-// an older one wrote. Cluster files are compressed.
+// Accounts and trust are JSON records of the packages account and trust. All other values are messages of
+// the API in protobuf, so that a newer server reads what an older one wrote.
+// Cluster files are compressed.
 //
 // [Cache] follows all but events and versions in memory and answers lists.
 package state

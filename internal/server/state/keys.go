@@ -28,6 +28,15 @@ const (
 	kindCursor    = "cursor"
 	kindTask      = "task"
 	kindDone      = "done"
+	kindUser      = "user"
+	kindUsers     = "users"
+	kindToken     = "token"
+	kindSession   = "session"
+	kindSetUp     = "setup"
+	kindAudit     = "audit"
+	kindAuthority = "authority"
+	kindTrust     = "trust"
+	kindEnrol     = "enrol"
 )
 
 // key joins parts; what comes from outside is escaped, so that no name leads
@@ -106,6 +115,64 @@ func DoneKey(principal, idempotency string) string { return key(kindDone, princi
 
 // DonePrefix is above all of them.
 const DonePrefix = kindDone + "/"
+
+// UserKey names a user, UserPrefix is above all, and UsersKey is written with
+// every change of them.
+func UserKey(name string) string { return key(kindUser, name) }
+
+// The prefixes and single keys of accounts.
+const (
+	UserPrefix    = kindUser + "/"
+	UsersKey      = kindUsers
+	TokenPrefix   = kindToken + "/"
+	SessionPrefix = kindSession + "/"
+	SetUpKey      = kindSetUp
+)
+
+// TokenKey names an API token; TokensOf is above all of a user.
+func TokenKey(userID, id string) string { return key(kindToken, userID, id) }
+
+// TokensOf is above all tokens of a user.
+func TokensOf(userID string) string { return below(kindToken, userID) }
+
+// SessionKey names a session.
+func SessionKey(userID, id string) string { return key(kindSession, userID, id) }
+
+// SessionsOf is above all sessions of a user.
+func SessionsOf(userID string) string { return below(kindSession, userID) }
+
+// AuthorityKey is where the authority of servers' addresses is kept.
+const AuthorityKey = kindAuthority
+
+// TrustKey names the authorities of a cluster, by its id.
+func TrustKey(clusterID string) string { return key(kindTrust, clusterID) }
+
+// TrustPrefix is above all of them.
+const TrustPrefix = kindTrust + "/"
+
+// EnrolKey names the one-time token of a host that is to be enrolled.
+func EnrolKey(clusterID, host string) string { return key(kindEnrol, clusterID, host) }
+
+// EnrolPrefix is above all of them.
+const EnrolPrefix = kindEnrol + "/"
+
+// The kinds of entries of the audit log, which are kept apart so that attempts
+// of strangers push no change out.
+const (
+	AuditChange  = "change"
+	AuditRefused = "refused"
+)
+
+// AuditKey names an entry of the audit log.
+func AuditKey(kind, id string) string { return key(kindAudit, kind, id) }
+
+// AuditPrefix is above all entries of a kind, or of all kinds.
+func AuditPrefix(kind string) string {
+	if kind == "" {
+		return kindAudit + "/"
+	}
+	return below(kindAudit, kind)
+}
 
 // ofCluster are the prefixes of all that belongs to one cluster.
 func ofCluster(cluster string) []string {

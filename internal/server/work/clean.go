@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"hanok.dev/hanok/internal/server/account"
 	"hanok.dev/hanok/internal/server/api"
 	"hanok.dev/hanok/internal/server/state"
 	"hanok.dev/hanok/internal/store"
@@ -14,6 +15,8 @@ const (
 	keepEvents   = 20000 // of each cluster, the newest
 	keepVersions = 500   // of each cluster file
 	keepTasks    = 5000  // that have ended
+	keepChanges  = 50000 // of the audit log
+	keepRefused  = 10000 // of the audit log, refused attempts
 	cleanEvery   = time.Minute
 )
 
@@ -45,7 +48,27 @@ func (w *worker) cleanOnce(ctx context.Context, events int) error {
 			}
 		}
 	}
+	for kind, keep := range map[string]int{state.AuditChange: keepChanges, state.AuditRefused: keepRefused} {
+		items, _, err := w.Store.List(ctx, state.AuditPrefix(kind), store.ListOptions{NewestFirst: true, KeysOnly: true})
+		if err != nil {
+			return err
+		}
+		if err := w.remove(ctx, items[min(keep, len(items)):]); err != nil {
+			return err
+		}
+	}
 	var old []store.Item
+	for _, prefix := range []string{state.TokenPrefix, state.SessionPrefix} {
+		items, _, err := w.Store.List(ctx, prefix, store.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, it := range items {
+			if account.Ended(it.Value, time.Now()) {
+				old = append(old, it)
+			}
+		}
+	}
 	ended := 0
 	for _, t := range w.Cache.Tasks() {
 		if state.Ended(t) {
