@@ -109,7 +109,7 @@ func TestPasswords(t *testing.T) {
 }
 
 func TestTheSetUpLinkWorksOnce(t *testing.T) {
-	b, c := book(t)
+	b, _ := book(t)
 	ctx := t.Context()
 	first, err := b.SetUpToken(ctx)
 	if err != nil || first == "" {
@@ -142,7 +142,7 @@ func TestTheSetUpLinkWorksOnce(t *testing.T) {
 	if token, err := b.SetUpToken(ctx); token != "" || err != nil {
 		t.Errorf("a link although there is a user: %v", err)
 	}
-	b, c = book(t)
+	b, c := book(t)
 	token, _ := b.SetUpToken(ctx)
 	c.pass(SetUpLife)
 	if err := b.SetUp(ctx, token, "root1", good); !errors.Is(err, ErrSetUp) {
@@ -265,7 +265,9 @@ func TestSessions(t *testing.T) {
 			}
 		}
 	}
-	s, _ = b.Login(ctx, "alice", good)
+	if s, err = b.Login(ctx, "alice", good); err != nil {
+		t.Fatal(err)
+	}
 	k := s.Cookie
 	for range 80 {
 		if p, err = who(k, s.CSRF); err != nil {
@@ -280,7 +282,7 @@ func TestSessions(t *testing.T) {
 		t.Error("a session in use never ends")
 	}
 	for range maxSessions + 5 {
-		if s, err = b.Login(ctx, "alice", good); err != nil {
+		if _, err = b.Login(ctx, "alice", good); err != nil {
 			t.Fatal(err)
 		}
 	}
