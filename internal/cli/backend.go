@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +43,11 @@ type login struct {
 	Server string `json:"server"`
 	// Token proves who asks; empty for a socket.
 	Token string `json:"token,omitempty"`
+	// Issued: hanok login got the token for a password; logout revokes it.
+	Issued bool `json:"issued,omitempty"`
+	// CA is the certificate (PEM) that the server is known by; empty: any that
+	// this machine trusts.
+	CA string `json:"ca,omitempty"`
 	// Cluster is the one meant when no other is named.
 	Cluster string `json:"cluster,omitempty"`
 }
@@ -133,10 +140,14 @@ type apiClient struct {
 	event     hanokv1connect.EventServiceClient
 	ha        hanokv1connect.HAServiceClient
 	system    hanokv1connect.SystemServiceClient
+	auth      hanokv1connect.AuthServiceClient
+	user      hanokv1connect.UserServiceClient
+	audit     hanokv1connect.AuditServiceClient
 }
 
 func dialServer(l *login) (*apiClient, error) {
-	client, base := http.DefaultClient, strings.TrimSuffix(l.Server, "/")
+	var client *http.Client
+	base := strings.TrimSuffix(l.Server, "/")
 	switch {
 	case strings.HasPrefix(l.Server, "/"):
 		client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -144,14 +155,24 @@ func dialServer(l *login) (*apiClient, error) {
 			return d.DialContext(ctx, "unix", l.Server)
 		}}}
 		base = "http://server"
-	case !strings.HasPrefix(base, "https://") && !strings.HasPrefix(base, "http://"):
+	case !strings.HasPrefix(base, "https://"):
 		return nil, usage("give https://HOST:PORT, or the path of the server's socket", "server %q", l.Server)
+	default:
+		conf := &tls.Config{MinVersion: tls.VersionTLS12}
+		if l.CA != "" {
+			conf.RootCAs = x509.NewCertPool()
+			if !conf.RootCAs.AppendCertsFromPEM([]byte(l.CA)) {
+				return nil, Fail(ExitUsage, "hanok login again", "the login has no certificate of the server")
+			}
+		}
+		client = &http.Client{Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: askLimit}}
 	}
 	o := connect.WithInterceptors(bearer(l.Token))
 	return &apiClient{login: l, inventory: hanokv1connect.NewInventoryServiceClient(client, base, o), config: hanokv1connect.NewConfigServiceClient(client, base, o),
 		operation: hanokv1connect.NewOperationServiceClient(client, base, o), task: hanokv1connect.NewTaskServiceClient(client, base, o),
 		event: hanokv1connect.NewEventServiceClient(client, base, o), ha: hanokv1connect.NewHAServiceClient(client, base, o),
-		system: hanokv1connect.NewSystemServiceClient(client, base, o)}, nil
+		system: hanokv1connect.NewSystemServiceClient(client, base, o), auth: hanokv1connect.NewAuthServiceClient(client, base, o),
+		user: hanokv1connect.NewUserServiceClient(client, base, o), audit: hanokv1connect.NewAuditServiceClient(client, base, o)}, nil
 }
 
 // bearer puts the token into every request.

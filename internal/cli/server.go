@@ -53,12 +53,17 @@ const DefaultServerMetrics = "127.0.0.1:9184"
 
 func newServer(a *app) *cobra.Command {
 	var st storeFlags
-	var name, metrics, logTarget string
+	var name, listen, metrics, logTarget string
 	var certs []string
+	var own server.TLS
 	cmd := &cobra.Command{Use: "server", Short: "Run the server (a service starts it); back up and restore its state", Args: cobra.NoArgs,
 		Long: "Run the server: inventory, configuration, tasks, events and the API over all\nclusters. Its state is in etcd: embedded in one directory by default, or an\nexternal cluster. Failover needs no server."}
 	st.add(cmd)
 	cmd.Flags().StringVar(&name, "name", "", "what this server is called (default: the machine's name)")
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:8443", "address for users, TLS always; loopback unless given, such as 0.0.0.0:8443; none: the socket only")
+	cmd.Flags().StringVar(&own.Cert, "tls-cert", "", "certificate for that address, PEM with its chain (default: of the server's own CA)")
+	cmd.Flags().StringVar(&own.Key, "tls-key", "", "key of that certificate")
+	cmd.Flags().StringSliceVar(&own.Names, "tls-name", nil, "name or address that users reach the server under, besides this machine's own; may be repeated")
 	cmd.Flags().StringSliceVar(&certs, "cluster-pki", nil, "directory with the server's certificate for a cluster (hanok pki issue --server); may be repeated")
 	cmd.Flags().StringVar(&metrics, "metrics-address", DefaultServerMetrics, "address of metrics and health; empty for none")
 	cmd.Flags().StringVar(&logTarget, "log", string(logging.Auto), "where the log goes: auto, journal, syslog or stderr")
@@ -67,7 +72,16 @@ func newServer(a *app) *cobra.Command {
 		if err != nil {
 			return usage("see `"+c.CommandPath()+" --help`", "%w", err)
 		}
-		s, err := server.New(server.Config{Name: name, Store: st.config(), Socket: a.serverSocket, Metrics: metrics, Log: log,
+		if listen == "none" {
+			listen = ""
+		}
+		if (own.Cert == "") != (own.Key == "") {
+			return usage("give both, or none", "--tls-cert and --tls-key belong together")
+		}
+		s, err := server.New(server.Config{Name: name, Store: st.config(), Socket: a.serverSocket, Metrics: metrics, Log: log, Listen: listen, TLS: own,
+			FirstRun: func(link string) {
+				fmt.Fprintf(c.OutOrStdout(), "No user exists yet. This link makes the first administrator; it works once, within 24 hours:\n  %s\nIn a browser, or: hanok login 'LINK' --user NAME\n", link)
+			},
 			Dial: work.TLS(credentialsIn(certs), local.RemotePort)})
 		if err != nil {
 			return err
@@ -77,7 +91,7 @@ func newServer(a *app) *cobra.Command {
 		log.Info("the server ends")
 		return err
 	}
-	cmd.AddCommand(newBackup(a), newRestore())
+	cmd.AddCommand(newBackup(a), newRestore(), newRecoverAdmin(a), newFingerprint(a))
 	return cmd
 }
 

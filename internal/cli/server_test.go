@@ -37,7 +37,7 @@ func TestThroughAServer(t *testing.T) {
 			socket := filepath.Join(short, "s")
 			env.Setenv("S", socket)
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
-			s, err := server.New(server.Config{Name: "s1", Store: store.Config{Dir: filepath.Join(short, "data")}, Socket: socket,
+			s, err := server.New(server.Config{Name: "s1", Store: store.Config{Dir: filepath.Join(short, "data")}, Socket: socket, Listen: "127.0.0.1:0",
 				Log: slog.New(slog.DiscardHandler), Interval: 50 * time.Millisecond,
 				Dial: fakeagent.Dial(func(string) *fakeagent.Cluster { return hosts })})
 			if err != nil {
@@ -46,6 +46,13 @@ func TestThroughAServer(t *testing.T) {
 			if err := s.Start(t.Context()); err != nil {
 				return err
 			}
+			env.Setenv("URL", "https://"+s.Address())
+			env.Setenv("FINGERPRINT", s.Fingerprint())
+			link, err := s.SetUpLink(t.Context())
+			if err != nil {
+				return err
+			}
+			env.Setenv("LINK", link)
 			env.Defer(func() {
 				if err := s.Stop(t.Context()); err != nil {
 					t.Error(err)

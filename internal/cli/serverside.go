@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -207,59 +205,6 @@ func newTask(a *app) *cobra.Command {
 		return err
 	})
 	return cmd
-}
-
-func newLogin(a *app) *cobra.Command {
-	var token, cluster string
-	cmd := &cobra.Command{Use: "login SERVER", Short: "Remember a server for the next commands: https://HOST:PORT, or the path of its socket", Args: cobra.ExactArgs(1)}
-	cmd.Flags().StringVar(&token, "token", "", "an API token; - reads it from standard input")
-	cmd.Flags().StringVar(&cluster, "default-cluster", "", "the cluster that is meant when --cluster is not given")
-	cmd.RunE = func(c *cobra.Command, args []string) error {
-		if token == "-" {
-			b, err := io.ReadAll(io.LimitReader(a.in, 4096))
-			if err != nil {
-				return err
-			}
-			token = strings.TrimSpace(string(b))
-		}
-		l := &login{Server: args[0], Token: token, Cluster: cluster}
-		s, err := dialServer(l)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(c.Context(), askLimit)
-		defer cancel()
-		r, err := s.system.GetServer(ctx, &hanokv1.GetServerRequest{})
-		if err != nil {
-			return err
-		}
-		path, err := loginFile()
-		if err != nil {
-			return err
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return err
-		}
-		if err := writeWhole(path, func(w io.Writer) error { return writeJSON(w, l) }); err != nil {
-			return err
-		}
-		fmt.Fprintf(c.OutOrStdout(), "commands go to %s (%s, version %s) now; hanok logout ends that\n", args[0], r.Name, r.Version)
-		return nil
-	}
-	return cmd
-}
-
-func newLogout() *cobra.Command {
-	return &cobra.Command{Use: "logout", Short: "Forget the server; commands ask this host again", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			path, err := loginFile()
-			if err == nil {
-				if err = os.Remove(path); os.IsNotExist(err) {
-					err = nil
-				}
-			}
-			return err
-		}}
 }
 
 // newApplyTop is `hanok apply`: the wanted configuration on a server, which may

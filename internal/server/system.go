@@ -23,7 +23,8 @@ func (x *system) GetServer(ctx context.Context, _ *hanokv1.GetServerRequest) (*h
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
-	return &hanokv1.GetServerResponse{Version: version.Version, Name: x.s.cfg.Name, Leader: leader, EmbeddedStore: x.s.store.Embedded(), Revision: rev}, nil
+	return &hanokv1.GetServerResponse{Version: version.Version, Name: x.s.cfg.Name, Leader: leader, EmbeddedStore: x.s.store.Embedded(), Revision: rev,
+		Address: x.s.Address(), Fingerprint: x.s.fingerprint}, nil
 }
 
 func (x *system) Backup(ctx context.Context, _ *hanokv1.BackupRequest, out *connect.ServerStream[hanokv1.BackupResponse]) error {

@@ -3290,6 +3290,10 @@ type GetServerResponse struct {
 	Leader        string `protobuf:"bytes,3,opt,name=leader,proto3" json:"leader,omitempty"`
 	EmbeddedStore bool   `protobuf:"varint,4,opt,name=embedded_store,json=embeddedStore,proto3" json:"embedded_store,omitempty"`
 	Revision      int64  `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Where it listens for everybody, and the fingerprint of the certificate that
+	// it is known by there; empty without such an address.
+	Address       string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Fingerprint   string `protobuf:"bytes,7,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3357,6 +3361,20 @@ func (x *GetServerResponse) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *GetServerResponse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *GetServerResponse) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
 }
 
 type BackupRequest struct {
@@ -3704,13 +3722,15 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x12RemoveRuleResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\"\n" +
 	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x12\n" +
-	"\x10GetServerRequest\"\x9c\x01\n" +
+	"\x10GetServerRequest\"\xd8\x01\n" +
 	"\x11GetServerResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06leader\x18\x03 \x01(\tR\x06leader\x12%\n" +
 	"\x0eembedded_store\x18\x04 \x01(\bR\rembeddedStore\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\x0f\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12 \n" +
+	"\vfingerprint\x18\a \x01(\tR\vfingerprint\"\x0f\n" +
 	"\rBackupRequest\"&\n" +
 	"\x0eBackupResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk2\xc8\x02\n" +
