@@ -47,6 +47,9 @@
 #ifndef NO_RELEASE_GONE  /* a lock is released when the VM is gone */
 #define NO_RELEASE_GONE 0
 #endif
+#ifndef NO_RELEASE_NEXT  /* a frozen VM's lock that others released is claimed only straight after the own record */
+#define NO_RELEASE_NEXT 0
+#endif
 #ifndef NO_RELIST        /* after a link, list again */
 #define NO_RELIST 0
 #endif
@@ -167,6 +170,7 @@
 /* properties: set when violated */
 bit TWO_RUNNING;        /* two unfrozen instances of a VM */
 bit WRITE_AFTER_OWNER;  /* a former owner's write may land while a new one runs */
+bit OLD_INSTANCE;       /* an instance goes on after the VM ran elsewhere */
 bit LOCK_PINNED;        /* a host keeps a lock that it does not know it has */
 
 /* the datastore */
@@ -212,6 +216,15 @@ byte proc[NHV];
 bit  fz[NHV];           /* the cgroup is frozen */
 byte fzc[NHV];
 bit  thawP[NHV];
+#if STOP
+bit  passed[NHV];       /* another host held the lock since this one did */
+bit  old[NHV];          /* the VM ran elsewhere since this instance began */
+#define PASSED(i) (passed[i] && !NO_RELEASE_NEXT)
+#define FRESH(i)  old[i] = 0
+#else
+#define PASSED(i) 0
+#define FRESH(i)  skip
+#endif
 bit  startP[NHV];       /* the agent was granted a start */
 bit  contP[NHV];        /* the guard confirmed: the agent continues the VM */
 byte st[NHV];
@@ -273,6 +286,10 @@ inline check(h, v) {
 	:: y < NH ->
 		if
 		:: y != h && RUNS(HV(h,v)) && RUNS(HV(y,v)) -> TWO_RUNNING = 1
+#if STOP
+		:: y == h && RUNS(HV(h,v)) && old[HV(h,v)] -> OLD_INSTANCE = 1
+		:: y != h && RUNS(HV(h,v)) && proc[HV(y,v)] != PNONE && !RUNS(HV(y,v)) -> old[HV(y,v)] = 1
+#endif
 		:: y != h && ((RUNS(HV(h,v)) && IO(HV(y,v))) || (IO(HV(h,v)) && RUNS(HV(y,v)))) -> WRITE_AFTER_OWNER = 1
 		:: else
 		fi;
@@ -281,6 +298,7 @@ inline check(h, v) {
 	od;
 	y = 0;
 	assert(TWO_RUNNING == 0);
+	assert(OLD_INSTANCE == 0);
 	assert(WRITE_AFTER_OWNER == 0)
 }
 
@@ -293,6 +311,9 @@ inline newTop(v, owner, b, state) {
 	do
 	:: y < NH ->
 		topMine[HV(y,v)] = 0;
+#if STOP
+		passed[HV(y,v)] = (state == HELD -> y != owner : passed[HV(y,v)]);
+#endif
 #if ORPHANS
 		topOrph[HV(y,v)] = 0;
 #endif
@@ -368,7 +389,7 @@ inline down(h) {
 	:: x < NV ->
 		abandon(HV(h,x), boot[h]);
 		endChain(HV(h,x));
-		lk[HV(h,x)] = LNONE; proc[HV(h,x)] = PNONE; fz[HV(h,x)] = 0; fzc[HV(h,x)] = UNFROZEN;
+		lk[HV(h,x)] = LNONE; proc[HV(h,x)] = PNONE; FRESH(HV(h,x)); fz[HV(h,x)] = 0; fzc[HV(h,x)] = UNFROZEN;
 		thawP[HV(h,x)] = 0; startP[HV(h,x)] = 0; contP[HV(h,x)] = 0;
 #if ORPHANS
 		omem[HV(h,x)] = 0; topOrph[HV(h,x)] = 0;
@@ -526,7 +547,7 @@ proctype Unit(byte h; byte v) {
 		fz[i] = ((NO_BEFORE_THAW || age[h] < OLD) -> 0 : fz[i]);
 		check(h, v) }
 	:: d_step { READY(h) && lk[i] == LLOST && !IO(i) && st[i] == CIDLE ->
-		proc[i] = PNONE; contP[i] = 0; startP[i] = 0; lk[i] = LNONE; fz[i] = 0; fzc[i] = UNFROZEN; thawP[i] = 0 }
+		proc[i] = PNONE; FRESH(i); contP[i] = 0; startP[i] = 0; lk[i] = LNONE; fz[i] = 0; fzc[i] = UNFROZEN; thawP[i] = 0 }
 #if DISK
 	/* --- the guest --- */
 	:: d_step { RUNS(i) && !io[i] -> io[i] = 1; check(h, v) }
@@ -538,7 +559,7 @@ proctype Unit(byte h; byte v) {
 	:: d_step { READY(h) && SCANNED(h) && proc[i] == PPAUSED && !contP[i] && lk[i] == LHELD && leased[h] -> contP[i] = 1 }
 	:: d_step { up[h] && contP[i] -> contP[i] = 0; proc[i] = PRUN; check(h, v) }
 	:: d_step { STOP && up[h] && guard[h] && !IO(i) && (proc[i] != PNONE || startP[i]) && st[i] == CIDLE ->
-		proc[i] = PNONE; contP[i] = 0; startP[i] = 0 }
+		proc[i] = PNONE; FRESH(i); contP[i] = 0; startP[i] = 0 }
 	/* --- chains: list, judge, order the link --- */
 	:: d_step { READY(h) && SCANNED(h) && leased[h] && st[i] == CIDLE && ROOM(v) && proc[i] == PNONE && !startP[i] && lk[i] <= LHELD &&
 		(tState[v] == RELEASED || (tState[v] == HELD && tOwner[v] == h) || (tState[v] == MISSING && NO_UNKNOWN) ||
@@ -562,9 +583,9 @@ proctype Unit(byte h; byte v) {
 		:: else -> lk[i] = LNONE
 		fi }
 	:: d_step { READY(h) && leased[h] && st[i] == CIDLE && lk[i] == LSUSP && !CHANGED(h) && NO_RECLAIM -> lk[i] = LHELD; fzc[i] = UNFROZEN; thawP[i] = 1 }
-	:: d_step { READY(h) && leased[h] && st[i] == CIDLE && lk[i] == LSUSP && !CHANGED(h) && tState[v] != MISSING && !NO_RECLAIM && (ROOM(v) || OTHERS(h,v)) ->
+	:: d_step { READY(h) && leased[h] && st[i] == CIDLE && lk[i] == LSUSP && !CHANGED(h) && tState[v] != MISSING && !NO_RECLAIM && (ROOM(v) || OTHERS(h,v) || PASSED(i)) ->
 		if
-		:: tState[v] == RELEASED || MINE(h,v) -> order(i, v, KRECLAIM)
+		:: (tState[v] == RELEASED && !PASSED(i)) || MINE(h,v) -> order(i, v, KRECLAIM)
 		:: else -> lk[i] = LLOST
 		fi }
 #if KILLS
