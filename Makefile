@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios soak fuzz model clean
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios sim-mutants soak fuzz model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -71,6 +71,9 @@ fuzz: build ## an hour of random disasters in virtual time (FUZZ_SEEDS=…, FUZZ
 
 sim-scenarios: ## the scenario library in virtual time, and each of them red with its feature off
 	$(GO) test -count=1 -run 'TestScenarios' ./internal/sim
+
+sim-mutants: ## deliberate bugs, one for each rule, that random disasters must find; the code without passes the same seeds
+	$(GO) run ./test/mutants
 
 bench-sim: ## speed of the simulator on one core: medians of RUNS runs of each size (RUNS=3)
 	GOMAXPROCS=1 $(GO) run ./test/bench/sim -runs $(if $(filter 10,$(RUNS)),3,$(RUNS))
