@@ -47,19 +47,23 @@ func TestVMsStopBeforeWhatTheyNeed(t *testing.T) {
 	}
 }
 
-// Every unit is in the package, and systemd understands it where it is there.
+// Every unit is in a package, and systemd understands it where it is there.
 func TestUnitsArePackaged(t *testing.T) {
-	spec, err := os.ReadFile("nfpm.yaml")
-	if err != nil {
-		t.Fatal(err)
+	var specs string
+	for _, f := range []string{"nfpm.yaml", "nfpm-server.yaml"} {
+		spec, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		specs += string(spec)
 	}
 	units, err := filepath.Glob("systemd/*.service")
 	if err != nil || len(units) == 0 {
 		t.Fatal(units, err)
 	}
 	for _, u := range units {
-		if !strings.Contains(string(spec), "src: packaging/"+u+"\n") {
-			t.Errorf("%s is not in nfpm.yaml", u)
+		if !strings.Contains(specs, "src: packaging/"+u+"\n") {
+			t.Errorf("%s is in no package", u)
 		}
 		analyze, err := exec.LookPath("systemd-analyze")
 		if err != nil {

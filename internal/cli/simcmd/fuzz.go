@@ -50,18 +50,18 @@ can run must run again by their end. Seeds in which nothing happened are counted
 apart: they prove nothing.
 
 When an invariant breaks, the scenario is shortened and written to a file that
-` + "`hanok sim run --seed SEED FILE`" + ` plays again exactly. Exit status 1 then.`,
+` + "`hanok sim run --seed SEED FILE`" + ` plays again exactly. Exit status 1 then, 2 if it was ended before all seeds had run.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if cfg.Duration, err = config.ParseDuration(duration); err != nil {
-				return fmt.Errorf("--duration %w", err)
+				return usage("--duration %w", err)
 			}
 			if err := cfg.Validate(); err != nil {
-				return err
+				return usageError{err}
 			}
 			if format != "" && format != "json" {
-				return fmt.Errorf("-o %s: only json is known", format)
+				return usage("-o %s: only json is known", format)
 			}
 			began := time.Now()
 			sum, err := fuzz.RunMany(cmd.Context(), start, seeds, cfg, fuzzProgress(cmd.ErrOrStderr(), seeds))
@@ -70,6 +70,9 @@ When an invariant breaks, the scenario is shortened and written to a file that
 			}
 			r := fuzzReport{Result: scenario.Pass, Start: start, Seeds: sum.Seeds, QuietSeeds: sum.Quiet, Coverage: sum.Coverage.Map(),
 				VirtualSeconds: float64(sum.Seeds) * cfg.Duration.Seconds(), RealSeconds: time.Since(began).Seconds()}
+			if sum.Failed == nil && uint64(sum.Seeds) < seeds {
+				r.Result = "ended"
+			}
 			if sum.Failed != nil {
 				if err := explainFailure(cmd.ErrOrStderr(), sum.Failed, cfg, out, &r); err != nil {
 					return err
@@ -82,8 +85,11 @@ When an invariant breaks, the scenario is shortened and written to a file that
 			} else {
 				err = printFuzz(cmd.OutOrStdout(), &r)
 			}
-			if err == nil && sum.Failed != nil {
+			switch {
+			case err == nil && sum.Failed != nil:
 				err = errViolation
+			case err == nil && uint64(sum.Seeds) < seeds:
+				err = usage("ended after %d of %d seeds, without a violation", sum.Seeds, seeds)
 			}
 			return err
 		},
