@@ -99,10 +99,14 @@ func (f Firewalld) Watch(ctx context.Context, changed func()) error {
 }
 
 func (f Firewalld) dial(ctx context.Context) (*dbus.Conn, error) {
-	if f.Bus == "" {
-		return dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if f.Bus != "" {
+		return dbus.Connect(f.Bus, dbus.WithContext(ctx))
 	}
-	return dbus.Connect(f.Bus, dbus.WithContext(ctx))
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil && err.Error() == "system bus not found" { // godbus has no value for it
+		err = fs.ErrNotExist
+	}
+	return conn, err
 }
 
 // absent tells whether an error means that there is no bus.
