@@ -4,7 +4,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -236,44 +235,4 @@ func (a *Authority) sign(pub crypto.PublicKey, tmpl *x509.Certificate) (*x509.Ce
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
-}
-
-// NewRequest makes a key and the request (PEM, PKCS 10) for a host's certificate.
-func NewRequest(id Identity) (key *ecdsa.PrivateKey, request []byte, err error) {
-	uri, err := url.Parse(id.URI())
-	if err != nil {
-		return nil, nil, err
-	}
-	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return nil, nil, err
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}}, key)
-	if err != nil {
-		return nil, nil, err
-	}
-	return key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
-}
-
-// CheckRequest reads a request for the certificate of id: it must be signed by
-// its own key, of the kind that Hanok uses, and name id and nothing else.
-func CheckRequest(text []byte, id Identity) (crypto.PublicKey, error) {
-	block, rest := pem.Decode(text)
-	if len(text) > maxFile || block == nil || block.Type != "CERTIFICATE REQUEST" || len(rest) > 0 {
-		return nil, errors.New("it is no PEM block \"CERTIFICATE REQUEST\"")
-	}
-	r, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.CheckSignature(); err != nil {
-		return nil, err
-	}
-	key, ok := r.PublicKey.(*ecdsa.PublicKey)
-	if !ok || key.Curve != elliptic.P256() {
-		return nil, errors.New("its key is not ECDSA on P-256")
-	}
-	if len(r.URIs) != 1 || r.URIs[0].String() != id.URI() || len(r.DNSNames)+len(r.IPAddresses)+len(r.EmailAddresses) > 0 {
-		return nil, refuse(ReasonWrongHost, "it asks for %v and only %s is permitted", r.URIs, id.URI())
-	}
-	return key, nil
 }

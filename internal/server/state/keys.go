@@ -35,8 +35,6 @@ const (
 	kindSetUp     = "setup"
 	kindAudit     = "audit"
 	kindAuthority = "authority"
-	kindTrust     = "trust"
-	kindEnrol     = "enrol"
 )
 
 // key joins parts; what comes from outside is escaped, so that no name leads
@@ -143,18 +141,6 @@ func SessionsOf(userID string) string { return below(kindSession, userID) }
 
 // AuthorityKey is where the authority of servers' addresses is kept.
 const AuthorityKey = kindAuthority
-
-// TrustKey names the authorities of a cluster, by its id.
-func TrustKey(clusterID string) string { return key(kindTrust, clusterID) }
-
-// TrustPrefix is above all of them.
-const TrustPrefix = kindTrust + "/"
-
-// EnrolKey names the one-time token of a host that is to be enrolled.
-func EnrolKey(clusterID, host string) string { return key(kindEnrol, clusterID, host) }
-
-// EnrolPrefix is above all of them.
-const EnrolPrefix = kindEnrol + "/"
 
 // The kinds of entries of the audit log, which are kept apart so that attempts
 // of strangers push no change out.
