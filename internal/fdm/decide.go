@@ -296,18 +296,26 @@ func (m *Machine) standingReason(v *vm, why string, told bool) {
 		Text: fmt.Sprintf("%s cannot be restarted yet", v.p.Name), Cause: why})
 }
 
-// poke tries all waiting VMs again because something changed.
-func (m *Machine) poke(why string) {
-	if m.poked == "" {
-		m.poked = why
-	}
-}
+// change is what happened that may let waiting VMs start.
+type change uint8
+
+// Kinds of change. What waits for a place is tried again after any of them; what
+// failed there is not, if only another start ended, and after memory was freed
+// only if memory was what it lacked.
+const (
+	changeStart  change = 1 << iota // a start or stop ended
+	changeMemory                    // memory was freed
+	changeRoom                      // a host, a datastore or the cluster file
+)
+
+// poke tries waiting VMs again because something changed.
+func (m *Machine) poke(c change) { m.poked |= c }
 
 // retryWaiting evaluates the VMs that wait for a change, at most once an
 // interval.
 func (m *Machine) retryWaiting() {
-	if m.poked == "" || len(m.waiting) == 0 {
-		m.poked = ""
+	if m.poked == 0 || len(m.waiting) == 0 {
+		m.poked = 0
 		return
 	}
 	if wait := m.pokedAt + m.interval() - m.now; m.pokedAt > 0 && wait > 0 {
@@ -317,10 +325,10 @@ func (m *Machine) retryWaiting() {
 		}
 		return
 	}
-	why := m.poked
-	m.poked, m.pokedAt = "", m.now
+	changed := m.poked
+	m.poked, m.pokedAt = 0, m.now
 	for _, v := range m.sortVMs(m.waiting) {
-		if v.standing && (why == pokeMemory && v.fault != string(FaultNoMemory) || m.now-v.triedAt < 2*time.Second) {
+		if m.failedLast(v) && (!concerns(changed, v) || m.now-v.triedAt < leastPause) {
 			continue
 		}
 		delete(m.waiting, v.p.ID)
@@ -329,7 +337,16 @@ func (m *Machine) retryWaiting() {
 	}
 }
 
-const pokeMemory = "memory was freed"
+// leastPause is between two attempts to start a VM, whatever changes.
+const leastPause = 2 * time.Second
+
+// failedLast tells whether v waits because its last start failed.
+func (m *Machine) failedLast(v *vm) bool { return v.standing || m.now < v.nextTry }
+
+// concerns tells whether a change may let a start succeed that failed.
+func concerns(c change, v *vm) bool {
+	return c&changeRoom != 0 || c&changeMemory != 0 && v.fault == string(FaultNoMemory)
+}
 
 // gathered ends the wait for the members after all hosts were down.
 func (m *Machine) gathered(why string) {
@@ -338,7 +355,7 @@ func (m *Machine) gathered(why string) {
 	}
 	m.gatherDone, m.settled = true, true
 	m.emit(event.Event{Kind: event.Election, Text: "members have gathered: VMs are restarted where needed", Cause: why})
-	m.poke(why)
+	m.poke(changeRoom)
 }
 
 func (m *Machine) checkGathered() {

@@ -172,7 +172,7 @@ func (m *Machine) lead() {
 		st.listKnown, st.lastKnown = false, nil
 		st.list = list{gen: st.list.gen + 1} // answers to a former reign are void
 	}
-	m.managedSum, m.poked, m.pokedAt = 0, "", 0
+	m.managedSum, m.poked, m.pokedAt = 0, 0, 0
 	m.predecess = ""
 	m.welcomeDue, m.viewDue, m.reportDue = true, true, true
 	if !m.gatherDone {

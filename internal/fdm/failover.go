@@ -289,7 +289,7 @@ func (m *Machine) dropOrder(o *order, why string) {
 	v.reason = why
 	m.rediscover(v)
 	m.wake(v, time.Millisecond)
-	m.poke("a start ended")
+	m.poke(changeStart)
 }
 
 // rediscover looks whether any host reports v as running.
@@ -331,7 +331,7 @@ func (m *Machine) onProgress(h *member, p Progress) {
 		m.emit(ev)
 		m.setRunning(v, h, LocalVM{ID: v.p.ID, Name: v.p.Name, Managed: true, Active: true, Epoch: o.epoch, Phase: lease.PhaseRunning, Memory: v.p.Memory, CPUs: v.p.CPUs})
 		m.assumeActive(h, v)
-		m.poke("a start ended")
+		m.poke(changeStart)
 	case StageAlive:
 		if o.over {
 			ev.Kind, ev.Text = event.GuestAlive, fmt.Sprintf("the guest of %s answers", v.p.Name)
@@ -382,7 +382,7 @@ func (m *Machine) gone(o *order, p Progress) {
 	m.answerStop(v, AdminReply{OK: true, Text: fmt.Sprintf("%s is stopped", v.p.Name)})
 	m.showProtection(v)
 	m.evaluate(v)
-	m.poke(pokeMemory)
+	m.poke(changeMemory)
 }
 
 // orderFailed decides when a failed start is tried again.
@@ -448,9 +448,12 @@ func (m *Machine) orderFailed(o *order, p Progress) {
 				Text: fmt.Sprintf("%s is tried again until this passes; it does not count as an attempt", v.p.Name), Cause: why})
 		}
 	}
+	if counted && m.conf.VMs[v.p.Name].Limits == nil {
+		m.waiting[v.p.ID] = v // an attempt that is its own is not spent before its time
+	}
 	m.postpone(v, pause, reason)
 	m.save(v)
-	m.poke("a start ended")
+	m.poke(changeStart)
 }
 
 // backoff is the pause after so many failed attempts: 2, 4, 8, 16 s.

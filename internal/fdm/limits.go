@@ -60,7 +60,7 @@ func (m *Machine) giveUp(v *vm, why string) {
 	}
 	m.gaveUpOn(v)
 	m.save(v)
-	m.poke("a start ended")
+	m.poke(changeStart)
 }
 
 // gaveUpOn keeps a VM down that is in state error by its own limits, unless the

@@ -79,7 +79,7 @@ type Machine struct {
 	orderDue     bool                // something changed that VMs may wait for
 	gateClass    int                 // restarts of lower classes wait
 	blockers     []*vm               // those of gateClass that are not ready
-	poked        string              // why waiting VMs are tried again
+	poked        change              // since waiting VMs were tried last
 	pokedAt      time.Duration
 	pokeWake     time.Duration
 	lockQueue    []*vm

@@ -104,7 +104,7 @@ func (m *Machine) onConfig(c Cluster) {
 		m.settingsChanged()
 		m.orderDue = true
 		m.openLists()
-		m.poke("the configuration changed")
+		m.poke(changeRoom)
 		m.viewDue = true
 	}
 	m.startBeats()

@@ -1,7 +1,6 @@
 package fdm
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -26,7 +25,7 @@ func (m *Machine) onReport(h *member, r *Report) {
 
 // takeReport updates the registry from what a host says of itself.
 func (m *Machine) takeReport(h *member, r *Report) {
-	before := h.report
+	before, unfit := h.report, m.unfit(h)
 	h.report, h.reportAt = r, m.now
 	if before == nil || before.GuardUp != r.GuardUp || before.HypervisorUp != r.HypervisorUp || before.Armed != r.Armed ||
 		before.HookSeen != r.HookSeen || before.ConfigVersion != r.ConfigVersion || okStores(before.Datastores) != okStores(r.Datastores) {
@@ -78,7 +77,7 @@ func (m *Machine) takeReport(h *member, r *Report) {
 			m.evaluate(v)
 		}
 	}
-	m.pokeByReport(h, before, usedBefore)
+	m.pokeByReport(h, before, unfit, usedBefore)
 	m.checkGathered()
 }
 
@@ -90,20 +89,29 @@ func (m *Machine) stoppedRunning(v *vm) {
 }
 
 // pokeByReport tries waiting VMs again when a report shows that a host can do
-// more than before.
-func (m *Machine) pokeByReport(h *member, before *Report, usedBefore model.MiB) {
+// more than before; unfit is why it could take no VM then.
+func (m *Machine) pokeByReport(h *member, before *Report, unfit string, usedBefore model.MiB) {
 	r := h.report
 	switch {
-	case before == nil:
-		m.poke(fmt.Sprintf("%s reported", h.name))
-	case r.GuardUp && !before.GuardUp, r.HypervisorUp && !before.HypervisorUp, r.Armed && !before.Armed:
-		m.poke(fmt.Sprintf("%s can start VMs again", h.name))
-	case okStores(r.Datastores) > okStores(before.Datastores):
-		m.poke(fmt.Sprintf("%s reaches a datastore again", h.name))
+	case before == nil, r.Armed && !before.Armed, unfit != "" && m.unfit(h) == "", gains(before, r):
+		m.poke(changeRoom)
 	case h.used < usedBefore || r.Memory > before.Memory:
-		m.poke(pokeMemory)
+		m.poke(changeMemory)
 	}
 }
+
+// gains tells whether a host can use a datastore that it could not use before.
+func gains(before, now *Report) bool {
+	for _, d := range now.Datastores {
+		if now.usable(d.Name) && !before.usable(d.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// usable tells whether VMs with disks on a datastore can start on the host.
+func (r *Report) usable(name model.DatastoreName) bool { return hasStore(r, name) && !r.loses(name) }
 
 func okStores(list []lease.DatastoreStatus) int {
 	n := 0

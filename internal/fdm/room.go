@@ -100,7 +100,7 @@ func (m *Machine) hostSpec(h *member, own model.MiB) placement.Host {
 			p.Memory = r.Memory
 		}
 		for _, d := range r.Datastores {
-			if d.OK && !r.loses(d.Name) {
+			if r.usable(d.Name) {
 				p.Datastores = append(p.Datastores, d.Name)
 			}
 		}

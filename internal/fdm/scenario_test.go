@@ -173,6 +173,9 @@ func (s *scenario) verb(f []string) {
 			n.conf = w.conf
 		}
 		return
+	case "probe": // probe D: what waits is looked at again after D, if nothing changes
+		w.probe, _ = time.ParseDuration(f[1])
+		return
 	case "disk": // disk VM DATASTORE: it has one there too
 		for _, d := range w.disks {
 			for t, l := range d.lists {
@@ -266,6 +269,10 @@ func (s *scenario) act(f []string) {
 		s.node(f[1]).loseStorage(model.DatastoreName(f[2]), f[3])
 	case "regain":
 		s.node(f[1]).regainStorage(model.DatastoreName(f[2]))
+	case "swap": // swap HOST A B: A is back in the report that has B lost
+		n := s.node(f[1])
+		n.hung[model.DatastoreName(f[2])], n.hung[model.DatastoreName(f[3])] = false, true
+		n.notice(lease.Notice{What: lease.NoticeDatastore, Datastore: model.DatastoreName(f[3]), Text: f[3] + " is lost, " + f[2] + " is back"})
 	case "unarmed":
 		s.node(f[1]).armed = false
 	case "fence":
@@ -483,13 +490,13 @@ func (s *scenario) config(host string, sets []string) {
 				}
 			}
 			c.VMs = next
-		case "maintenance":
+		case "maintenance": // maintenance=HOST, of no other; maintenance= of none
 			c.Hosts = append([]ClusterHost(nil), c.Hosts...)
 			for i := range c.Hosts {
-				if string(c.Hosts[i].Name) == v {
-					c.Hosts[i].Maintenance = true
-				}
+				c.Hosts[i].Maintenance = string(c.Hosts[i].Name) == v
 			}
+		case "rules": // rules=none
+			c.Rules = nil
 		default:
 			s.t.Fatalf("%s: unknown setting", s.line)
 		}

@@ -60,6 +60,7 @@ type world struct {
 	stubborn map[model.VMID]bool
 	pings    map[model.HostID]int
 	mute     map[model.VMID]bool // their guest agents do not answer
+	probe    time.Duration       // Config.Probe; 0 is the default
 }
 
 type sentCommand struct {
@@ -198,7 +199,7 @@ func (n *node) boot() model.BootID { return model.BootID(fmt.Sprintf("%s-boot%d"
 func (n *node) startAgent() {
 	n.starts++
 	n.wakeAt = 0 // that was for the former life
-	n.m = New(Config{Self: n.name, Boot: n.boot(), Incarnation: 1, Start: uint64(n.starts)})
+	n.m = New(Config{Self: n.name, Boot: n.boot(), Incarnation: 1, Start: uint64(n.starts), Probe: n.w.probe})
 	n.step(ConfigLoaded{n.conf})
 	n.step(GuardChanged{Up: n.guardOn})
 	if n.guardOn {

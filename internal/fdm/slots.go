@@ -116,7 +116,7 @@ func (m *Machine) onSlots(st *store, r SlotsRead) {
 	} else {
 		if !st.ok {
 			m.viewDue = true
-			m.poke(fmt.Sprintf("datastore %s can be read", st.name))
+			m.poke(changeRoom)
 		}
 		st.ok, st.problem, st.readAt = true, "", r.Started
 		for i := range r.Slots {

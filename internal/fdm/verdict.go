@@ -266,7 +266,7 @@ func (m *Machine) fail(h *member) {
 		f.judging = false
 		m.finishFailover(f)
 	}
-	m.poke(fmt.Sprintf("%s failed", h.name))
+	m.poke(changeRoom)
 }
 
 // slotMoved tells whether any slot of h was seen to change.
@@ -319,7 +319,7 @@ func (m *Machine) failoverOf(h *member) string {
 func (m *Machine) unfail(h *member) {
 	if h.failed {
 		h.failed, h.failover = false, ""
-		m.poke(fmt.Sprintf("%s came back", h.name))
+		m.poke(changeRoom)
 	}
 }
 
@@ -342,7 +342,7 @@ func (m *Machine) recovered(h *member) {
 	m.shownConnected(h, why)
 	h.reason = ""
 	m.watchSilence(h)
-	m.poke(fmt.Sprintf("%s came back", h.name))
+	m.poke(changeRoom)
 }
 
 func (m *Machine) shownConnected(h *member, why string) {
@@ -387,7 +387,7 @@ func (m *Machine) rebooted(name model.HostID, boot model.BootID) {
 			m.evaluate(v)
 		}
 	}
-	m.poke(fmt.Sprintf("%s rebooted", name))
+	m.poke(changeRoom)
 }
 
 // finishFailover reports a failover of which no VM is open any more.
