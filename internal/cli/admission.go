@@ -10,6 +10,7 @@ import (
 	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/placement"
 	"hanok.dev/hanok/internal/rules"
@@ -142,14 +143,14 @@ func overlay(s *placement.State, status *local.Status) []string {
 }
 
 func printDecision(w io.Writer, d admission.Decision) {
-	fmt.Fprintf(w, "policy %s: %s\n%s\n", d.Policy, d.Answer, d.Reason)
+	i18n.Fprintf(w, "policy %s: %s\n%s\n", d.Policy, d.Answer, d.Reason)
 	if d.Host != "" && d.Allowed {
-		fmt.Fprintf(w, "it would run on %s\n", d.Host)
+		i18n.Fprintf(w, "it would run on %s\n", d.Host)
 	}
 	for _, x := range d.Warnings {
-		fmt.Fprintf(w, "warning: %s\n", x)
+		i18n.Fprintf(w, "warning: %s\n", x)
 	}
 	for _, x := range d.Help {
-		fmt.Fprintf(w, "what would help: %s\n", x)
+		i18n.Fprintf(w, "what would help: %s\n", x)
 	}
 }

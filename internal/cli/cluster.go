@@ -19,6 +19,7 @@ import (
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -104,22 +105,22 @@ func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) er
 	next.Version = max(next.Version, now.Version+1)
 	diff := config.Diff(now, next)
 	if len(diff) == 0 {
-		fmt.Fprintf(out, "nothing changes; version %d stays in force\n", now.Version)
+		i18n.Fprintf(out, "nothing changes; version %d stays in force\n", now.Version)
 		return nil
 	}
 	for _, d := range diff {
 		fmt.Fprintln(out, d)
 	}
 	if stale {
-		fmt.Fprintf(c.ErrOrStderr(), "note: the file was made from an older version than %d, which is in force: look whether it takes back what others changed\n", now.Version)
+		i18n.Fprintf(c.ErrOrStderr(), "note: the file was made from an older version than %d, which is in force: look whether it takes back what others changed\n", now.Version)
 	}
 	already := now.HA.Options.Ineffective()
 	bad := slices.DeleteFunc(next.HA.Options.Ineffective(), func(o string) bool { return slices.Contains(already, o) })
 	if len(bad) > 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "note: this version of Hanok does not act on %s\n", strings.Join(bad, ", "))
+		i18n.Fprintf(c.ErrOrStderr(), "note: this version of Hanok does not act on %s\n", strings.Join(bad, ", "))
 	}
 	if dryRun {
-		fmt.Fprintf(out, "would become version %d\n", next.Version)
+		i18n.Fprintf(out, "would become version %d\n", next.Version)
 		return nil
 	}
 	if !yes {
@@ -154,9 +155,9 @@ func (a *app) handOver(c *cobra.Command, next *config.Cluster) error {
 			have, wait, away = acknowledged(s, next.Version)
 			say.say("version %d: %d of %d hosts have it", next.Version, len(have), len(have)+len(wait)+len(away))
 			if s.ConfigVersion >= next.Version && len(wait) == 0 {
-				fmt.Fprintf(c.OutOrStdout(), "version %d is in force on %s\n", next.Version, strings.Join(have, ", "))
+				i18n.Fprintf(c.OutOrStdout(), "version %d is in force on %s\n", next.Version, strings.Join(have, ", "))
 				if len(away) > 0 {
-					fmt.Fprintf(c.OutOrStdout(), "not connected, they get it when they come back: %s\n", strings.Join(away, ", "))
+					i18n.Fprintf(c.OutOrStdout(), "not connected, they get it when they come back: %s\n", strings.Join(away, ", "))
 				}
 				return nil
 			}
@@ -194,16 +195,16 @@ func (a *app) applyFirst(c *cobra.Command, next *config.Cluster, dryRun bool, wh
 	case err == nil:
 		return fmt.Errorf("this host has version %d of the cluster file, but its agent cannot take another: %w", loaded.Cluster.Version, why)
 	case !errors.Is(err, fs.ErrNotExist):
-		fmt.Fprintf(c.ErrOrStderr(), "note: the cluster file of this host is unusable: %v\n", err)
+		i18n.Fprintf(c.ErrOrStderr(), "note: the cluster file of this host is unusable: %v\n", err)
 	}
 	if dryRun {
-		fmt.Fprintf(c.OutOrStdout(), "would become the cluster file of this host, version %d\n", next.Version)
+		i18n.Fprintf(c.OutOrStdout(), "would become the cluster file of this host, version %d\n", next.Version)
 		return nil
 	}
 	if err := store.Save(next); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), "version %d is the cluster file of this host now (%s); its daemons take it over by themselves\ncopy it to the other hosts, or apply it there as well\n", next.Version, a.clusterFile)
+	i18n.Fprintf(c.OutOrStdout(), "version %d is the cluster file of this host now (%s); its daemons take it over by themselves\ncopy it to the other hosts, or apply it there as well\n", next.Version, a.clusterFile)
 	return nil
 }
 
@@ -212,7 +213,7 @@ func (a *app) confirm(c *cobra.Command, question string, answers ...string) erro
 	if !isTerminal(a.in) {
 		return usage("give --yes to go on without a question", "there is no terminal to ask on")
 	}
-	fmt.Fprint(c.ErrOrStderr(), question)
+	i18n.Fprintf(c.ErrOrStderr(), "%s", question)
 	line, err := bufio.NewReader(io.LimitReader(a.in, 4096)).ReadString('\n')
 	if err != nil && line == "" {
 		return Fail(ExitRefused, "", "nothing was changed: no answer")
@@ -264,7 +265,7 @@ func newOptions(a *app) *cobra.Command {
 		if err == nil {
 			list = now.DescribeOptions()
 		} else {
-			fmt.Fprintf(c.ErrOrStderr(), "note: what is set cannot be shown: %v\n", err)
+			i18n.Fprintf(c.ErrOrStderr(), "note: what is set cannot be shown: %v\n", err)
 		}
 		if js {
 			return writeJSON(c.OutOrStdout(), list)

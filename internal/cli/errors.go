@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/lab/replay"
 	"hanok.dev/hanok/internal/paths"
 )
@@ -79,9 +80,9 @@ func explain(err error) *Error {
 // report writes an error for people.
 func report(w io.Writer, err error) int {
 	e := explain(err)
-	fmt.Fprintf(w, "hanok: %s\n", strings.TrimRight(e.Err.Error(), "\n"))
+	fmt.Fprintf(w, "hanok: %s\n", tr(strings.TrimRight(e.Err.Error(), "\n")))
 	if e.Remedy != "" {
-		fmt.Fprintf(w, "  %s %s\n", tr("what to do:"), e.Remedy)
+		i18n.Fprintf(w, "  what to do: %s\n", e.Remedy)
 	}
 	return e.Code
 }

@@ -11,6 +11,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/i18n"
 )
 
 func newEvents(a *app) *cobra.Command {
@@ -54,9 +55,9 @@ func newEvents(a *app) *cobra.Command {
 
 func printEvent(w io.Writer, p painter, e event.Event) error {
 	colour := map[event.Severity]string{event.Warning: yellow, event.Error: red}[e.Severity]
-	text := e.Text
+	text := tr(e.Text)
 	if e.Cause != "" {
-		text += ": " + e.Cause
+		text += ": " + tr(e.Cause)
 	}
 	_, err := fmt.Fprintf(w, "%s  %-8s %-22s %s\n", e.Wall.Local().Format("2006-01-02 15:04:05.000"), e.By, e.Kind, p.paint(colour, text))
 	return err
@@ -109,8 +110,8 @@ func (a *app) failover(c *cobra.Command, id string, js bool) error {
 		return writeJSON(w, tl)
 	}
 	p := painterFor(w)
-	fmt.Fprintln(w, p.paint(bold, tl.Heading()))
-	for _, l := range tl.Findings() {
+	fmt.Fprintln(w, p.paint(bold, tr(tl.Heading())))
+	for _, l := range tl.Findings(tr) {
 		fmt.Fprintln(w, l)
 	}
 	fmt.Fprintln(w)
@@ -118,8 +119,8 @@ func (a *app) failover(c *cobra.Command, id string, js bool) error {
 		t := &table{}
 		t.header, t.rows = tl.Table()
 		t.write(w, p)
-		fmt.Fprintln(w, "\nSeconds since the last sign of life (and since the phase before).")
+		i18n.Fprintln(w, "\nSeconds since the last sign of life (and since the phase before).")
 	}
-	fmt.Fprintln(w, tl.Conclusion())
+	i18n.Fprintln(w, tl.Conclusion())
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent"
 	"hanok.dev/hanok/internal/firewall"
+	"hanok.dev/hanok/internal/i18n"
 )
 
 func newFirewall(a *app) *cobra.Command {
@@ -19,7 +20,7 @@ func newFirewall(a *app) *cobra.Command {
 			if err := errors.Join(firewall.Remove(), firewall.Firewalld{}.Withdraw(c.Context())); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "the nftables table inet %s is not there any more\n", firewall.TableName)
+			i18n.Fprintf(c.OutOrStdout(), "the nftables table inet %s is not there any more\n", firewall.TableName)
 			return nil
 		}})
 	return cmd
@@ -50,7 +51,7 @@ func newFirewallCheck(a *app) *cobra.Command {
 				return Fail(ExitFailed, "run the commands above, and make them permanent in the firewall's own configuration",
 					"%s of this host may keep members out", plural(len(found), "chain"))
 			}
-			fmt.Fprintln(c.OutOrStdout(), "no firewall of this host drops what members send")
+			i18n.Fprintln(c.OutOrStdout(), "no firewall of this host drops what members send")
 			return nil
 		}}
 }

@@ -2,12 +2,12 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/i18n"
 )
 
 // leavePause is how often `host stop-vms` looks what is left.
@@ -20,7 +20,7 @@ func newHost(a *app) *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			text, err := a.order(c.Context(), fdm.AdminRequest{Leave: &fdm.LeaveRequest{Cancel: true}})
 			if err == nil {
-				fmt.Fprintln(c.OutOrStdout(), text)
+				i18n.Fprintln(c.OutOrStdout(), text)
 			}
 			return err
 		}})
@@ -51,7 +51,7 @@ VM until it has rebooted, its agent is restarted, or ` + "`hanok host resume`" +
 			case err != nil && ctx.Err() == nil:
 				return err
 			case err == nil && text == "":
-				fmt.Fprintln(c.OutOrStdout(), "no protected VM runs on this host any more")
+				i18n.Fprintln(c.OutOrStdout(), "no protected VM runs on this host any more")
 				return nil
 			case err == nil:
 				left = text

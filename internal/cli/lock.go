@@ -15,6 +15,7 @@ import (
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/guard/ipc"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
@@ -154,16 +155,16 @@ func (a *app) breakGlass(c *cobra.Command, name, home, typed, why string) error 
 		return Fail(ExitRefused, "stop the VM there: hanok vm kill "+e.VM+"; or switch that host off and come back",
 			"%s is alive: its heartbeat slot on %s is being written. Breaking its lock would let %s run twice", e.Holder, e.Datastore, e.VM)
 	}
-	fmt.Fprintf(w, "\nBreaking the lock lets %s start elsewhere. If it still runs on %s, its disks will be corrupted.\n", e.VM, e.Holder)
+	i18n.Fprintf(w, "\nBreaking the lock lets %s start elsewhere. If it still runs on %s, its disks will be corrupted.\n", e.VM, e.Holder)
 	if typed == "" {
-		fmt.Fprintf(w, "Make sure that %s is switched off, then type the VM's name: ", e.Holder)
+		i18n.Fprintf(w, "Make sure that %s is switched off, then type the VM's name: ", e.Holder)
 		line, _ := bufio.NewReader(io.LimitReader(a.in, 4096)).ReadString('\n')
 		typed = strings.TrimSpace(line)
 	}
 	if typed != e.VM {
 		return Fail(ExitRefused, "", "nothing was changed: %q is not %q", typed, e.VM)
 	}
-	fmt.Fprintf(w, "asking the guard; it watches the slot once more for %.1f s\n", cluster.Timing().StaleAfter().Seconds())
+	i18n.Fprintf(w, "asking the guard; it watches the slot once more for %.1f s\n", cluster.Timing().StaleAfter().Seconds())
 	ctx, cancel := context.WithTimeout(c.Context(), forceLimit)
 	defer cancel()
 	g, err := ipc.Dial(ctx, a.guardSocket)
@@ -178,7 +179,7 @@ func (a *app) breakGlass(c *cobra.Command, name, home, typed, why string) error 
 	if r.Code != lease.CodeOK {
 		return Fail(ExitRefused, "hanok lock show "+e.VM, "the guard refused (%s): %s", r.Code, r.Text)
 	}
-	fmt.Fprintf(c.OutOrStdout(), "the lock of %s is released; the primary restarts it if it is protected and wanted\n", e.VM)
+	i18n.Fprintf(c.OutOrStdout(), "the lock of %s is released; the primary restarts it if it is protected and wanted\n", e.VM)
 	return nil
 }
 
@@ -336,28 +337,28 @@ func watchSlots(ctx context.Context, d *datastore.Posix, e *evidence, watch time
 
 func printEvidence(w io.Writer, e *evidence) {
 	p := painterFor(w)
-	fmt.Fprintf(w, "VM %s (%s), lock on datastore %s\n\n", p.paint(bold, e.VM), e.ID, e.Datastore)
+	i18n.Fprintf(w, "VM %s (%s), lock on datastore %s\n\n", p.paint(bold, e.VM), e.ID, e.Datastore)
 	t := &table{header: []string{"EPOCH", "STATE", "OWNER", "REASON", "BOOT", "INCARNATION"}}
 	for _, r := range e.Records {
 		t.add(fmt.Sprint(r.Epoch), string(r.State), string(r.Owner), dash(r.Reason), string(r.Boot), fmt.Sprintf("%x", r.Incarnation))
 	}
 	t.write(w, p)
 	if e.Damage != "" {
-		fmt.Fprintln(w, p.paint(red, "damaged: "+e.Damage))
+		i18n.Fprintln(w, p.paint(red, "damaged: "+e.Damage))
 	}
 	if e.Holder == "" {
-		fmt.Fprintln(w, "\nNobody holds it.")
+		i18n.Fprintln(w, "\nNobody holds it.")
 	} else {
-		fmt.Fprintf(w, "\nHeld by %s", p.paint(bold, string(e.Holder)))
+		i18n.Fprintf(w, "\nHeld by %s", p.paint(bold, string(e.Holder)))
 		if e.HolderState != "" {
-			fmt.Fprintf(w, ", which is %s", e.HolderState)
+			i18n.Fprintf(w, ", which is %s", e.HolderState)
 		}
 		if e.HolderReason != "" {
-			fmt.Fprintf(w, " (%s)", e.HolderReason)
+			i18n.Fprintf(w, " (%s)", e.HolderReason)
 		}
-		fmt.Fprintln(w, ".")
+		i18n.Fprintln(w, ".")
 	}
-	fmt.Fprintf(w, "\nHeartbeat slots, watched for %.1f s:\n", e.WatchedSeconds)
+	i18n.Fprintf(w, "\nHeartbeat slots, watched for %.1f s:\n", e.WatchedSeconds)
 	s := &table{header: []string{"HOST", "SLOT", "FLAGS", "SEQUENCE", "BOOT"}}
 	for _, x := range e.Slots {
 		word := "written meanwhile"

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"hanok.dev/hanok/internal/i18n"
 	"io"
 	"os"
 	"strings"
@@ -83,11 +84,12 @@ func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
 func (t *table) write(w io.Writer, p painter) {
 	widths := make([]int, len(t.header))
-	header := make([]string, len(t.header))
-	for i, h := range t.header {
-		header[i] = tr(h)
+	header := translated(t.header)
+	rows := make([][]string, len(t.rows))
+	for i, row := range t.rows {
+		rows[i] = translated(row)
 	}
-	for _, row := range append([][]string{header}, t.rows...) {
+	for _, row := range append([][]string{header}, rows...) {
 		for i, c := range row {
 			if n := columns(c); i < len(widths) && n > widths[i] {
 				widths[i] = n
@@ -103,17 +105,26 @@ func (t *table) write(w io.Writer, p painter) {
 			}
 			b.WriteString(paint(i, c) + pad)
 		}
-		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+		i18n.Fprintln(w, strings.TrimRight(b.String(), " "))
 	}
 	line(header, func(_ int, s string) string { return p.paint(bold, s) })
-	for n, row := range t.rows {
+	for n, row := range rows {
 		line(row, func(i int, s string) string {
 			if t.colour == nil {
 				return s
 			}
-			return p.paint(t.colour(n, i, s), s)
+			return p.paint(t.colour(n, i, t.rows[n][i]), s)
 		})
 	}
+}
+
+// translated is a row in the language of the locale.
+func translated(row []string) []string {
+	out := make([]string, len(row))
+	for i, c := range row {
+		out[i] = tr(c)
+	}
+	return out
 }
 
 // columns is how wide a text is on a terminal: Hangul takes two columns.
@@ -135,7 +146,7 @@ type progress struct {
 }
 
 func (p *progress) say(format string, args ...any) {
-	if s := fmt.Sprintf(format, args...); s != p.last {
+	if s := i18n.FromEnvironment().Sprintf(format, args...); s != p.last {
 		p.last = s
 		fmt.Fprintln(p.w, s)
 	}
@@ -158,7 +169,7 @@ func yesNo(b bool) string {
 // plural is "1 VM" or "3 VMs".
 func plural(n int, what string) string {
 	if n == 1 {
-		return "1 " + what
+		return tr("1 " + what)
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return tr(fmt.Sprintf("%d %ss", n, what))
 }

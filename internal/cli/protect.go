@@ -18,6 +18,7 @@ import (
 	"hanok.dev/hanok/internal/hypervisor"
 	"hanok.dev/hanok/internal/hypervisor/domainxml"
 	"hanok.dev/hanok/internal/hypervisor/libvirt"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -200,7 +201,7 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait
 	}
 	file := filepath.Join(p.cluster.DatastoreByName(home).Path, def.Name, def.Name+".xml")
 	if dryRun {
-		fmt.Fprintf(out, "%s can be protected; its lock would be on %s, its definition in %s\n", d.Name, home, file)
+		i18n.Fprintf(out, "%s can be protected; its lock would be on %s, its definition in %s\n", d.Name, home, file)
 		return nil
 	}
 	normal, err := domainxml.Normalise([]byte(text))
@@ -240,13 +241,13 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait
 		return nil
 	}
 	if !d.Active {
-		fmt.Fprintf(out, "%s is registered; it does not run: hanok vm start %s\n", d.Name, d.Name)
+		i18n.Fprintf(out, "%s is registered; it does not run: hanok vm start %s\n", d.Name, d.Name)
 		return nil
 	}
 	if _, err := p.app.await(ctx, wait, d.Name, &say, func(v *local.VM) bool { return v.Protected }); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s is protected\n", d.Name)
+	i18n.Fprintf(out, "%s is protected\n", d.Name)
 	return nil
 }
 
@@ -256,7 +257,7 @@ func printFindings(w io.Writer, name string, problems []domainxml.Problem) {
 		if x.Advice {
 			mark = "advice"
 		}
-		fmt.Fprintf(w, "%s: %s: %s\n  what to do: %s\n", name, mark, x.What, x.Remedy)
+		i18n.Fprintf(w, "%s: %s: %s\n  what to do: %s\n", name, mark, x.What, x.Remedy)
 	}
 }
 
@@ -341,7 +342,7 @@ func newDrift(a *app) *cobra.Command {
 			return writeJSON(c.OutOrStdout(), diff)
 		}
 		if len(diff) == 0 {
-			fmt.Fprintf(c.OutOrStdout(), "%s: libvirt and %s agree\n", args[0], file)
+			i18n.Fprintf(c.OutOrStdout(), "%s: libvirt and %s agree\n", args[0], file)
 			return nil
 		}
 		for _, d := range diff {

@@ -82,6 +82,7 @@ func New() *cobra.Command {
 		newServer(a), newLogin(a), newLogout(a), newUser(a), newToken(a), newAudit(a), newTask(a), newApplyTop(a), newGet(a), newDiff(a), newWatch(a), newMan(),
 		labcmd.New(), simcmd.New(a.live), pkicmd.New(), datastorecmd.New(newDatastoreList(a)))
 	strict(root)
+	localise(root)
 	return root
 }
 

@@ -1,13 +1,13 @@
 package cli
 
 import (
-	"fmt"
 	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/rules"
 	"hanok.dev/hanok/internal/snapshot"
 )
@@ -97,23 +97,23 @@ func (a *app) clusterOf(c *cobra.Command, file string) (*config.Cluster, error) 
 }
 
 func printRules(w io.Writer, total, failures int, r rules.Report) {
-	fmt.Fprintf(w, "%s, %d in force\n", plural(total, "rule"), len(r.Active))
+	i18n.Fprintf(w, "%s, %d in force\n", plural(total, "rule"), len(r.Active))
 	for _, x := range r.Conflicts {
-		fmt.Fprintf(w, "contradiction: %s\n", x)
+		i18n.Fprintf(w, "contradiction: %s\n", x)
 	}
 	for _, x := range r.Weak {
-		fmt.Fprintf(w, "after the loss of %s: %s\n", plural(failures, "host"), x)
+		i18n.Fprintf(w, "after the loss of %s: %s\n", plural(failures, "host"), x)
 	}
 	for _, x := range r.Vain {
-		fmt.Fprintf(w, "in vain: %s: %s\n", x.Rule, x.Reason)
+		i18n.Fprintf(w, "in vain: %s: %s\n", x.Rule, x.Reason)
 	}
 	for _, x := range r.Homeless {
-		fmt.Fprintf(w, "no host: %s: %s\n", strings.Join(x.VMs, ", "), x.Reason)
+		i18n.Fprintf(w, "no host: %s: %s\n", strings.Join(x.VMs, ", "), x.Reason)
 	}
 	for _, x := range r.Undecided {
-		fmt.Fprintf(w, "not decided: %s: %s\n", strings.Join(x.VMs, ", "), x.Reason)
+		i18n.Fprintf(w, "not decided: %s: %s\n", strings.Join(x.VMs, ", "), x.Reason)
 	}
 	if len(r.Conflicts)+len(r.Weak)+len(r.Undecided) == 0 {
-		fmt.Fprintf(w, "all hard rules can hold%s\n", map[bool]string{true: ", also after the loss of any " + plural(failures, "host")}[failures > 0])
+		i18n.Fprintf(w, "all hard rules can hold%s\n", map[bool]string{true: ", also after the loss of any " + plural(failures, "host")}[failures > 0])
 	}
 }

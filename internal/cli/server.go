@@ -11,6 +11,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/logging"
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/pki"
@@ -80,7 +81,7 @@ func newServer(a *app) *cobra.Command {
 		}
 		s, err := server.New(server.Config{Name: name, Store: st.config(), Socket: a.serverSocket, Metrics: metrics, Log: log, Listen: listen, TLS: own,
 			FirstRun: func(link string) {
-				fmt.Fprintf(c.OutOrStdout(), "No user exists yet. This link makes the first administrator; it works once, within 24 hours:\n  %s\nIn a browser, or: hanok login 'LINK' --user NAME\n", link)
+				i18n.Fprintf(c.OutOrStdout(), "No user exists yet. This link makes the first administrator; it works once, within 24 hours:\n  %s\nIn a browser, or: hanok login 'LINK' --user NAME\n", link)
 			},
 			Dial: work.TLS(credentialsIn(certs), local.RemotePort)})
 		if err != nil {
@@ -175,7 +176,7 @@ func newRestore() *cobra.Command {
 		if err := s.Restore(c.Context(), f); err != nil {
 			return Fail(ExitRefused, "give an empty directory as --data", "%w", err)
 		}
-		fmt.Fprintf(c.OutOrStdout(), "restored %s; start the server now\n", args[0])
+		i18n.Fprintf(c.OutOrStdout(), "restored %s; start the server now\n", args[0])
 		return nil
 	}
 	return cmd

@@ -14,6 +14,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 )
 
 // writeMessages writes messages of the API as a JSON list.
@@ -131,7 +132,7 @@ func hostsOfServer(a *app) []*cobra.Command {
 // wait shows a task's progress until it ends; nil is a task that was not needed.
 func (s *apiClient) wait(c *cobra.Command, t *hanokv1.Task) error {
 	if t == nil {
-		fmt.Fprintln(c.OutOrStdout(), "nothing changes")
+		i18n.Fprintln(c.OutOrStdout(), "nothing changes")
 		return nil
 	}
 	stream, err := s.task.WatchTask(c.Context(), &hanokv1.WatchTaskRequest{Task: t.Id})
@@ -155,7 +156,7 @@ func (s *apiClient) wait(c *cobra.Command, t *hanokv1.Task) error {
 		}
 		return Fail(code, "hanok task list", "task %s %s: %s", t.Id, stateWord(t.State), t.Message)
 	}
-	fmt.Fprintln(c.OutOrStdout(), t.Message)
+	i18n.Fprintln(c.OutOrStdout(), t.Message)
 	return nil
 }
 
@@ -200,7 +201,7 @@ func newTask(a *app) *cobra.Command {
 	one("cancel", "Give a task up; what was handed to the hosts goes on there", func(c *cobra.Command, s *apiClient, id string) error {
 		r, err := s.task.CancelTask(c.Context(), &hanokv1.CancelTaskRequest{Task: id})
 		if err == nil {
-			fmt.Fprintf(c.OutOrStdout(), "task %s: %s\n", id, r.Task.Message)
+			i18n.Fprintf(c.OutOrStdout(), "task %s: %s\n", id, r.Task.Message)
 		}
 		return err
 	})
@@ -225,7 +226,7 @@ func newApplyTop(a *app) *cobra.Command {
 		w := c.OutOrStdout()
 		printCheck(w, check)
 		if dryRun {
-			fmt.Fprintf(w, "would become version %d\n", check.NextVersion)
+			i18n.Fprintf(w, "would become version %d\n", check.NextVersion)
 			return nil
 		}
 		expected := next.Version
@@ -275,13 +276,13 @@ func printCheck(w io.Writer, r *hanokv1.CheckConfigResponse) {
 		fmt.Fprintln(w, config.Change{Field: x.Field, Old: x.Old, New: x.New, Op: x.Op})
 	}
 	for _, x := range r.Conflicts {
-		fmt.Fprintf(w, "rules %s contradict each other: %s\n", strings.Join(x.Rules, ", "), x.Text)
+		i18n.Fprintf(w, "rules %s contradict each other: %s\n", strings.Join(x.Rules, ", "), x.Text)
 	}
 	if r.Admission != nil && !r.Admission.Ok {
-		fmt.Fprintf(w, "admission control (%s): %s\n", r.Admission.Policy, r.Admission.Text)
+		i18n.Fprintf(w, "admission control (%s): %s\n", r.Admission.Policy, r.Admission.Text)
 	}
 	for _, o := range r.Ineffective {
-		fmt.Fprintf(w, "note: this version of Hanok does not act on %s\n", o)
+		i18n.Fprintf(w, "note: this version of Hanok does not act on %s\n", o)
 	}
 }
 
@@ -343,7 +344,7 @@ func newDiff(a *app) *cobra.Command {
 		if err != nil || r.Cluster.Drift == nil {
 			return err
 		}
-		fmt.Fprintln(w, r.Cluster.Drift.Text)
+		i18n.Fprintln(w, r.Cluster.Drift.Text)
 		for _, x := range r.Cluster.Drift.Changes {
 			fmt.Fprintln(w, config.Change{Field: x.Field, Old: x.Old, New: x.New, Op: x.Op})
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -67,7 +68,7 @@ func newStatus(a *app) *cobra.Command {
 func printStatus(w io.Writer, s *local.Status) {
 	p := painterFor(w)
 	if s.Local.Error == "" {
-		fmt.Fprintf(w, "Cluster %s, seen from %s (%s): %s; cluster file version %d\n\n",
+		i18n.Fprintf(w, "Cluster %s, seen from %s (%s): %s; cluster file version %d\n\n",
 			p.paint(bold, s.Cluster), s.Host, s.State, quorum(s, p), s.ConfigVersion)
 		hostTable(s).write(w, p)
 		fmt.Fprintln(w)
@@ -78,19 +79,19 @@ func printStatus(w io.Writer, s *local.Status) {
 		if len(s.VMs) > 0 {
 			vmTable(s).write(w, p)
 		} else {
-			fmt.Fprintln(w, tr("No VM is protected yet: hanok vm protect NAME"))
+			i18n.Fprintln(w, "No VM is protected yet: hanok vm protect NAME")
 		}
 		fmt.Fprintln(w)
 	}
 	if len(s.Problems) == 0 {
-		fmt.Fprintln(w, p.paint(green, tr("Nothing is wrong.")))
+		i18n.Fprintln(w, p.paint(green, tr("Nothing is wrong.")))
 		return
 	}
-	fmt.Fprintln(w, p.paint(bold, plural(len(s.Problems), "problem")+":"))
+	i18n.Fprintln(w, p.paint(bold, plural(len(s.Problems), "problem")+":"))
 	for _, x := range s.Problems {
-		fmt.Fprintf(w, "- %s\n", p.paint(yellow, x.Text))
+		i18n.Fprintf(w, "- %s\n", p.paint(yellow, tr(x.Text)))
 		if x.Remedy != "" {
-			fmt.Fprintf(w, "  %s %s\n", tr("what to do:"), x.Remedy)
+			i18n.Fprintf(w, "  what to do: %s\n", x.Remedy)
 		}
 	}
 }
@@ -99,11 +100,11 @@ func printStatus(w io.Writer, s *local.Status) {
 func quorum(s *local.Status, p painter) string {
 	switch {
 	case !s.HA:
-		return p.paint(yellow, "HA is off")
+		return p.paint(yellow, tr("HA is off"))
 	case s.Primary == "":
-		return p.paint(yellow, "no primary, election under way")
+		return p.paint(yellow, tr("no primary, election under way"))
 	default:
-		return p.paint(green, "HA is on") + ", primary " + string(s.Primary)
+		return p.paint(green, tr("HA is on")) + tr(", primary ") + string(s.Primary)
 	}
 }
 

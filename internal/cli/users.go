@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/pki"
 )
 
@@ -140,7 +141,7 @@ func newLogin(a *app) *cobra.Command {
 		if err := l.save(); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.OutOrStdout(), "commands go to %s (%s, version %s) now; hanok logout ends that\n", l.Server, r.Name, r.Version)
+		i18n.Fprintf(c.OutOrStdout(), "commands go to %s (%s, version %s) now; hanok logout ends that\n", l.Server, r.Name, r.Version)
 		return nil
 	}
 	return cmd
@@ -168,7 +169,7 @@ func (a *app) withPassword(ctx context.Context, c *cobra.Command, s *apiClient, 
 		if _, err := s.auth.SetUp(ctx, &hanokv1.SetUpRequest{Token: setup, User: user, Password: password}); err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%s is administrator now\n", user)
+		i18n.Fprintf(c.OutOrStdout(), "%s is administrator now\n", user)
 	}
 	r, err := s.auth.Login(ctx, &hanokv1.LoginRequest{User: user, Password: password, WantToken: true})
 	if err != nil {
@@ -281,7 +282,7 @@ func asking(a *app, cmd *cobra.Command, ask func(c *cobra.Command, s *apiClient,
 		}
 		text, err := ask(c, s, args)
 		if err == nil {
-			fmt.Fprintln(c.OutOrStdout(), text)
+			i18n.Fprintln(c.OutOrStdout(), text)
 		}
 		return err
 	}
@@ -423,7 +424,7 @@ func newRecoverAdmin(a *app) *cobra.Command {
 				_, err = s.user.SetRoles(ctx, &hanokv1.SetRolesRequest{Name: args[0], Role: admin})
 			}
 			if err == nil {
-				fmt.Fprintf(c.OutOrStdout(), "%s is administrator and has the new password\n", args[0])
+				i18n.Fprintf(c.OutOrStdout(), "%s is administrator and has the new password\n", args[0])
 			}
 			return err
 		}}

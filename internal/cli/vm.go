@@ -12,6 +12,7 @@ import (
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
@@ -107,7 +108,7 @@ func newVMShow(a *app) *cobra.Command {
 }
 
 func printVM(w io.Writer, v *local.VM) {
-	line := func(name, value string) { fmt.Fprintf(w, "%-12s %s\n", name, dash(value)) }
+	line := func(name, value string) { i18n.Fprintf(w, "%-12s %s\n", name, dash(value)) }
 	line("name", v.Name)
 	line("id", string(v.ID))
 	line("state", string(v.State))
@@ -232,7 +233,7 @@ func newUnprotect(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(c.OutOrStdout(), text)
+			i18n.Fprintln(c.OutOrStdout(), text)
 		}
 		return nil
 	}
@@ -292,7 +293,7 @@ func newPower(a *app, p power) *cobra.Command {
 		if v.State == model.VMStarted && v.Host != "" {
 			where = " on " + string(v.Host)
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%s %s%s\n", v.Name, p.done, where)
+		i18n.Fprintf(c.OutOrStdout(), "%s %s%s\n", v.Name, p.done, where)
 		return nil
 	}
 	return cmd

@@ -44,13 +44,14 @@ func (t Timeline) Heading() string {
 	return s
 }
 
-// Findings are the lines that say what was seen and decided.
-func (t Timeline) Findings() []string {
+// Findings are the lines that say what was seen and decided; translate says each
+// text in the reader's language.
+func (t Timeline) Findings(translate func(string) string) []string {
 	var out []string
 	for _, s := range t.Steps {
-		line := fmt.Sprintf("%8.3f s  %s", s.Since, s.Text)
+		line := fmt.Sprintf("%8.3f s  %s", s.Since, translate(s.Text))
 		if s.Cause != "" {
-			line += ": " + s.Cause
+			line += ": " + translate(s.Cause)
 		}
 		keys := make([]string, 0, len(s.Evidence))
 		for k := range s.Evidence {
@@ -58,7 +59,7 @@ func (t Timeline) Findings() []string {
 		}
 		sort.Strings(keys)
 		for i, k := range keys {
-			keys[i] = k + " " + s.Evidence[k]
+			keys[i] = translate(k) + " " + translate(s.Evidence[k])
 		}
 		if len(keys) > 0 {
 			line += " [" + strings.Join(keys, ", ") + "]"

@@ -100,7 +100,7 @@ func render(t *testing.T, tl Timeline) string {
 	t.Helper()
 	var b strings.Builder
 	fmt.Fprintln(&b, tl.Heading())
-	for _, l := range tl.Findings() {
+	for _, l := range tl.Findings(func(s string) string { return s }) {
 		fmt.Fprintln(&b, l)
 	}
 	header, rows := tl.Table()

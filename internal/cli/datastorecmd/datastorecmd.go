@@ -15,6 +15,7 @@ import (
 
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/datastore"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/paths"
 )
@@ -158,7 +159,7 @@ func newInit() *cobra.Command {
 			if err := p.createListLock(h.ID); err != nil {
 				return fmt.Errorf("%w; `hanok datastore repair` makes it", err)
 			}
-			fmt.Fprintf(c.OutOrStdout(), "prepared %s: %s\nnext: put `uuid: %s` to the datastore in the cluster file, so that no other one is taken for it\n", p, h, h.ID)
+			i18n.Fprintf(c.OutOrStdout(), "prepared %s: %s\nnext: put `uuid: %s` to the datastore in the cluster file, so that no other one is taken for it\n", p, h, h.ID)
 			return nil
 		}}
 	s.flags(cmd)

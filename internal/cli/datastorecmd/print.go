@@ -6,6 +6,7 @@ import (
 	"text/tabwriter"
 
 	"hanok.dev/hanok/internal/datastore"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -16,20 +17,20 @@ func printReport(w io.Writer, r datastore.Report) error {
 		if !r.Direct {
 			access = "page cache: not usable for locks"
 		}
-		fmt.Fprintf(w, "%s: %s\n%d MiB free, %s\n", r.Path, r.Header, r.Free, access)
+		i18n.Fprintf(w, "%s: %s\n%d MiB free, %s\n", r.Path, r.Header, r.Free, access)
 		if r.List != nil {
-			fmt.Fprintf(w, "protected list: term %d, version %d, %d VMs\n", r.List.Term, r.List.Version, r.List.VMs)
+			i18n.Fprintf(w, "protected list: term %d, version %d, %d VMs\n", r.List.Term, r.List.Version, r.List.VMs)
 		}
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(r.Slots) > 0 {
-		fmt.Fprintf(t, "\nSLOT\tHOST\tHEARTBEAT\tARMED\tBOOT\n")
+		i18n.Fprintf(t, "\nSLOT\tHOST\tHEARTBEAT\tARMED\tBOOT\n")
 		for _, s := range r.Slots {
-			fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", s.Index, s.Host, heartbeat(s), yesNo(s.Armed), s.Boot)
+			i18n.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", s.Index, s.Host, heartbeat(s), yesNo(s.Armed), s.Boot)
 		}
 	}
 	if len(r.Locks) > 0 {
-		fmt.Fprintf(t, "\nLOCK\tEPOCH\tSTATE\tOWNER\tREASON\n")
+		i18n.Fprintf(t, "\nLOCK\tEPOCH\tSTATE\tOWNER\tREASON\n")
 		for _, l := range r.Locks {
 			fmt.Fprint(t, lockLine(l))
 		}
@@ -38,7 +39,7 @@ func printReport(w io.Writer, r datastore.Report) error {
 		return err
 	}
 	if len(r.PoweredOff) > 0 {
-		fmt.Fprintf(w, "\npowered off for HA: %v\n", r.PoweredOff)
+		i18n.Fprintf(w, "\npowered off for HA: %v\n", r.PoweredOff)
 	}
 	fmt.Fprintln(w)
 	printFaults(w, r.Path, r)
@@ -72,13 +73,13 @@ func lockLine(l datastore.LockInfo) string {
 
 func printFaults(w io.Writer, name string, r datastore.Report) {
 	for _, note := range r.Notes {
-		fmt.Fprintf(w, "%s: note: %s\n", name, note)
+		i18n.Fprintf(w, "%s: note: %s\n", name, note)
 	}
 	if len(r.Faults) == 0 {
-		fmt.Fprintf(w, "%s: no faults found\n", name)
+		i18n.Fprintf(w, "%s: no faults found\n", name)
 		return
 	}
 	for _, f := range r.Faults {
-		fmt.Fprintf(w, "%s: FAULT: %s\n", name, f.Text)
+		i18n.Fprintf(w, "%s: FAULT: %s\n", name, f.Text)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/datastore"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/paths"
 )
@@ -70,7 +71,7 @@ func repair(c *cobra.Command, p place, f repairFlags) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), `about to repair datastore %s of cluster %s
+	i18n.Fprintf(c.OutOrStdout(), `about to repair datastore %s of cluster %s
 - make sure that this is the right file system: %s
 - a host without an armed watchdog that answers to nobody may still run VMs: switch it off first
 - locks will be free for %d VMs found at %s/*/*.xml or given with --vm, and for all locks that are there
@@ -82,28 +83,28 @@ func repair(c *cobra.Command, p place, f repairFlags) error {
 	done, err := datastore.Repair(c.Context(), p.path, p.cluster, datastore.RepairOptions{
 		ID: p.id, Slots: f.slots, Locks: locks, RolledBack: f.rolledBack, PlainDirectory: f.plain,
 		By: by, Boot: boot, Settle: f.settle,
-		Progress: func(text string) { fmt.Fprintln(c.OutOrStdout(), text) },
+		Progress: func(text string) { i18n.Fprintln(c.OutOrStdout(), text) },
 	})
 	for _, action := range done.Actions {
-		fmt.Fprintln(c.OutOrStdout(), action)
+		i18n.Fprintln(c.OutOrStdout(), action)
 	}
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), "repaired: %s\nnext: `hanok status` shows each host's datastores and VMs as they come back\n", done.Header)
+	i18n.Fprintf(c.OutOrStdout(), "repaired: %s\nnext: `hanok status` shows each host's datastores and VMs as they come back\n", done.Header)
 	return nil
 }
 
 func forgetHost(c *cobra.Command, p place, f repairFlags) error {
-	fmt.Fprintf(c.OutOrStdout(), "about to free the slot of host %s on datastore %s of cluster %s\n", f.forget, p, p.cluster)
+	i18n.Fprintf(c.OutOrStdout(), "about to free the slot of host %s on datastore %s of cluster %s\n", f.forget, p, p.cluster)
 	if err := confirm(c, f.yes, f.forget); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), "watching for %v that it does not write\n", f.settle)
+	i18n.Fprintf(c.OutOrStdout(), "watching for %v that it does not write\n", f.settle)
 	if err := datastore.ForgetHost(c.Context(), p.path, p.cluster, p.id, model.HostID(f.forget), f.settle); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), "host %s has no slot any more; it may claim one again\n", f.forget)
+	i18n.Fprintf(c.OutOrStdout(), "host %s has no slot any more; it may claim one again\n", f.forget)
 	return nil
 }
 
@@ -112,7 +113,7 @@ func confirm(c *cobra.Command, yes bool, word string) error {
 	if yes {
 		return nil
 	}
-	fmt.Fprintf(c.OutOrStdout(), "type %s to go on: ", word)
+	i18n.Fprintf(c.OutOrStdout(), "type %s to go on: ", word)
 	line, err := bufio.NewReader(io.LimitReader(c.InOrStdin(), 1024)).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != word {
 		return errDeclined

@@ -3,7 +3,6 @@ package labcmd
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -11,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/lab"
 	"hanok.dev/hanok/internal/lab/host"
 	"hanok.dev/hanok/internal/lab/layout"
@@ -59,7 +59,7 @@ func newUp(name *string) *cobra.Command {
 			if o.VMs == 0 {
 				o.VMs = -1
 			}
-			o.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
+			o.Progress = func(line string) { i18n.Fprintln(cmd.ErrOrStderr(), line) }
 			_, err := lab.Up(cmd.Context(), o)
 			return err
 		},
@@ -91,7 +91,7 @@ func newDown(name *string) *cobra.Command {
 		Short: "Remove a lab, whatever state it is in",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return lab.Down(cmd.Context(), *name, func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) })
+			return lab.Down(cmd.Context(), *name, func(line string) { i18n.Fprintln(cmd.ErrOrStderr(), line) })
 		},
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/lab"
 	"hanok.dev/hanok/internal/lab/replay"
 	"hanok.dev/hanok/internal/scenario"
@@ -40,7 +41,7 @@ hold. A file with what only the simulator has is refused before anything starts.
 				return errors.Join(problems...)
 			}
 			r.lab.Name = *name
-			r.say = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
+			r.say = func(line string) { i18n.Fprintln(cmd.ErrOrStderr(), line) }
 			r.lab.Progress = r.say
 			defer func() { err = errors.Join(err, r.close(cmd.Context())) }()
 			for i, s := range list {
@@ -104,22 +105,22 @@ func (r *runner) run(cmd *cobra.Command, file string, s *scenario.Scenario) erro
 		r.failed = append(r.failed, file)
 	}
 	return r.out.print(cmd.OutOrStdout(), result, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: ", file)
+		i18n.Fprintf(w, "%s: ", file)
 		printResult(w, result)
 	})
 }
 
 func printResult(w io.Writer, r scenario.Result) {
 	for _, x := range r.Recoveries {
-		fmt.Fprintf(w, "%s: %s -> %s in %.1f s after %q\n", x.VM, x.From, x.To, x.Seconds, x.Fault)
+		i18n.Fprintf(w, "%s: %s -> %s in %.1f s after %q\n", x.VM, x.From, x.To, x.Seconds, x.Fault)
 	}
 	for _, e := range r.Expectations {
 		if !e.OK {
-			fmt.Fprintf(w, "line %d FAILED: %s\n", e.Line, e.Detail)
+			i18n.Fprintf(w, "line %d FAILED: %s\n", e.Line, e.Detail)
 		}
 	}
 	printViolations(w, lab.Status{Violations: violations(r)})
-	fmt.Fprintf(w, "%s: %d expectations, %.0f s\n", r.Result, len(r.Expectations), r.VirtualSeconds)
+	i18n.Fprintf(w, "%s: %d expectations, %.0f s\n", r.Result, len(r.Expectations), r.VirtualSeconds)
 }
 
 func violations(r scenario.Result) []lab.Violation {

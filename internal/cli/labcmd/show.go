@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/lab"
 	"hanok.dev/hanok/internal/lab/journal"
 )
@@ -86,17 +87,17 @@ func newCheck(open opener) *cobra.Command {
 
 func printStatus(w io.Writer, s lab.Status) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "HOST\tPOWER\tROLE\tSTATE\tWATCHDOG\tRESETS\tFAULTS")
+	i18n.Fprintln(t, "HOST\tPOWER\tROLE\tSTATE\tWATCHDOG\tRESETS\tFAULTS")
 	for _, h := range s.Hosts {
 		power := h.Power
 		if h.Frozen {
 			power = "frozen"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.Name, power, h.Role, h.State, h.Watchdog, h.Resets, faults(h))
+		i18n.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.Name, power, h.Role, h.State, h.Watchdog, h.Resets, faults(h))
 	}
 	t.Flush()
 	fmt.Fprintln(w)
-	fmt.Fprintln(t, "VM\tSTATE\tRUNNING ON\tPROTECTED\tDISK\tREASON")
+	i18n.Fprintln(t, "VM\tSTATE\tRUNNING ON\tPROTECTED\tDISK\tREASON")
 	for _, v := range s.VMs {
 		var on []string
 		for _, i := range v.Instances {
@@ -109,7 +110,7 @@ func printStatus(w io.Writer, s lab.Status) {
 			}
 			on = append(on, name)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%v\t%s\t%s\n", v.Name, v.State, strings.Join(on, ", "), v.Protected, disk(v), v.Reason)
+		i18n.Fprintf(t, "%s\t%s\t%s\t%v\t%s\t%s\n", v.Name, v.State, strings.Join(on, ", "), v.Protected, disk(v), v.Reason)
 	}
 	t.Flush()
 	printViolations(w, s)
@@ -141,17 +142,17 @@ func disk(v lab.VMStatus) string {
 
 func printCheck(w io.Writer, s lab.Status) {
 	for _, v := range s.VMs {
-		fmt.Fprintf(w, "%s: %s\n", v.Name, disk(v))
+		i18n.Fprintf(w, "%s: %s\n", v.Name, disk(v))
 	}
 	printViolations(w, s)
 }
 
 func printViolations(w io.Writer, s lab.Status) {
 	if len(s.Violations) == 0 {
-		fmt.Fprintln(w, "\nno violations: no VM could run twice")
+		i18n.Fprintln(w, "\nno violations: no VM could run twice")
 	}
 	for _, v := range s.Violations {
-		fmt.Fprintf(w, "\nVIOLATION: %s: %s\n", v.Invariant, v.Detail)
+		i18n.Fprintf(w, "\nVIOLATION: %s: %s\n", v.Invariant, v.Detail)
 	}
 }
 
@@ -172,7 +173,7 @@ func newObserve(open opener) *cobra.Command {
 				case out == "json":
 					_ = lines.Encode(e)
 				default:
-					fmt.Fprintf(w, "%s  %-9s %-8s %-8s %s\n", e.Time.Format("15:04:05.000"), e.Kind, e.Host, e.Name, e.Detail)
+					i18n.Fprintf(w, "%s  %-9s %-8s %-8s %s\n", e.Time.Format("15:04:05.000"), e.Kind, e.Host, e.Name, e.Detail)
 				}
 				return true
 			})

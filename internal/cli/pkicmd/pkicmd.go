@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/pki"
@@ -37,7 +38,7 @@ func newInit() *cobra.Command {
 			if err := pki.Init(dir, args[0], pki.Options{Force: force}); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "made the CA of cluster %s in %s, valid for 20 years\nnext: hanok pki issue HOST --address ADDRESS\n", args[0], dir)
+			i18n.Fprintf(c.OutOrStdout(), "made the CA of cluster %s in %s, valid for 20 years\nnext: hanok pki issue HOST --address ADDRESS\n", args[0], dir)
 			return nil
 		}}
 	cmd.Flags().StringVar(&dir, "dir", pki.DefaultCADir, "directory of the CA")
@@ -78,7 +79,7 @@ func newIssue() *cobra.Command {
 					if err := pki.IssueServer(dir, to, arg, pki.Options{Force: force}); err != nil {
 						return err
 					}
-					fmt.Fprintf(c.OutOrStdout(), "issued %s; give the directory %s to hanok server --cluster-pki\n", arg, to)
+					i18n.Fprintf(c.OutOrStdout(), "issued %s; give the directory %s to hanok server --cluster-pki\n", arg, to)
 					continue
 				}
 				addrs, err := addressesOf(cluster, host, addresses)
@@ -88,7 +89,7 @@ func newIssue() *cobra.Command {
 				if err := pki.Issue(dir, to, host, addrs, pki.Options{Force: force}); err != nil {
 					return err
 				}
-				fmt.Fprintf(c.OutOrStdout(), "issued %s, valid for 5 years; copy the files of %s to %s of the host\n", host, to, paths.PKIDir)
+				i18n.Fprintf(c.OutOrStdout(), "issued %s, valid for 5 years; copy the files of %s to %s of the host\n", host, to, paths.PKIDir)
 			}
 			return nil
 		}}
@@ -150,9 +151,9 @@ func newShow() *cobra.Command {
 				err := json.NewEncoder(c.OutOrStdout()).Encode(shown{cred.Identity.Cluster, cred.Identity.Host, cred.Identity.URI(), cred.Expires, expired != nil})
 				return errors.Join(err, expired)
 			}
-			fmt.Fprintf(c.OutOrStdout(), "host     %s\ncluster  %s\nexpires  %s\n", cred.Identity.Host, cred.Identity.Cluster, cred.Expires.UTC().Format(time.RFC3339))
+			i18n.Fprintf(c.OutOrStdout(), "host     %s\ncluster  %s\nexpires  %s\n", cred.Identity.Host, cred.Identity.Cluster, cred.Expires.UTC().Format(time.RFC3339))
 			if left := cred.Expires.Sub(now); expired == nil && left < expiryWarning {
-				fmt.Fprintf(c.OutOrStdout(), "warning: expires in %d days; issue a new one with `hanok pki issue --force`\n", int(left.Hours()/24))
+				i18n.Fprintf(c.OutOrStdout(), "warning: expires in %d days; issue a new one with `hanok pki issue --force`\n", int(left.Hours()/24))
 			}
 			return expired
 		}}

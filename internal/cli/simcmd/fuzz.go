@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/scenario"
 	"hanok.dev/hanok/internal/sim"
 	"hanok.dev/hanok/internal/sim/fuzz"
@@ -111,7 +112,7 @@ func fuzzProgress(w io.Writer, seeds uint64) func(fuzz.Summary) {
 	return func(s fuzz.Summary) {
 		if time.Since(last) >= 10*time.Second {
 			last = time.Now()
-			fmt.Fprintf(w, "%d of %d seeds, %d quiet, %d failovers\n", s.Seeds, seeds, s.Quiet, s.Coverage[sim.Failovers])
+			i18n.Fprintf(w, "%d of %d seeds, %d quiet, %d failovers\n", s.Seeds, seeds, s.Quiet, s.Coverage[sim.Failovers])
 		}
 	}
 }
@@ -122,7 +123,7 @@ func explainFailure(w io.Writer, o *fuzz.Outcome, cfg fuzz.Config, out string, r
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "seed %d breaks %s at %.3f s; shortening its %d steps\n", o.Seed, o.Violation.Invariant, o.Violation.At, len(sc.Steps))
+	i18n.Fprintf(w, "seed %d breaks %s at %.3f s; shortening its %d steps\n", o.Seed, o.Violation.Invariant, o.Violation.At, len(sc.Steps))
 	short, found := fuzz.Shrink(o.Seed, sc, cfg.Duration, o, shrinkTries)
 	if out == "" {
 		out = fmt.Sprintf("fuzz-%d.txtar", o.Seed)
@@ -145,10 +146,10 @@ func printFuzz(w io.Writer, r *fuzzReport) error {
 		kinds = append(kinds, fmt.Sprintf("%s %d", k, n))
 	}
 	slices.Sort(kinds)
-	_, err := fmt.Fprintf(w, "%d seeds from %d, %d of them quiet and not counted; %.0f virtual seconds in %.1f s\n%s\n",
+	_, err := i18n.Fprintf(w, "%d seeds from %d, %d of them quiet and not counted; %.0f virtual seconds in %.1f s\n%s\n",
 		r.Seeds, r.Start, r.QuietSeeds, r.VirtualSeconds, r.RealSeconds, strings.Join(kinds, ", "))
 	if err == nil && r.Violation != nil {
-		_, err = fmt.Fprintf(w, "seed %d: VIOLATION of %s at %.3f s: %s\nshortened to %d steps in %s; replay: hanok sim run --seed %d %s\n",
+		_, err = i18n.Fprintf(w, "seed %d: VIOLATION of %s at %.3f s: %s\nshortened to %d steps in %s; replay: hanok sim run --seed %d %s\n",
 			r.FailedSeed, r.Violation.Invariant, r.Violation.At, r.Violation.Detail, r.Steps, r.Scenario, r.FailedSeed, r.Scenario)
 	}
 	return err

@@ -17,6 +17,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/sim"
 )
@@ -236,7 +237,7 @@ func (q *rehearsing) run(ctx context.Context, losses [][]model.HostID, w io.Writ
 		show, n := len(losses) > 1 && isTerminal(w), 0
 		for range done {
 			if n++; show {
-				fmt.Fprintf(w, "\r\033[Krehearsing: %d of %d", n, len(losses))
+				i18n.Fprintf(w, "\r\033[Krehearsing: %d of %d", n, len(losses))
 			}
 		}
 		if show {
@@ -271,26 +272,26 @@ func isTerminal(w io.Writer) bool {
 
 func printRehearsals(w io.Writer, q *rehearsing, all []sim.Rehearsal) error {
 	if len(q.absent) > 0 {
-		fmt.Fprintf(w, "down already: %s\n", names(q.absent))
+		i18n.Fprintf(w, "down already: %s\n", names(q.absent))
 	}
 	for _, r := range all {
 		if r.Warning != "" {
-			fmt.Fprintf(w, "warning: %s\n", r.Warning)
+			i18n.Fprintf(w, "warning: %s\n", r.Warning)
 			break
 		}
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "FAILED\tVM\tFROM\tTO\tAFTER\tREASON")
+	i18n.Fprintln(t, "FAILED\tVM\tFROM\tTO\tAFTER\tREASON")
 	for _, r := range all {
 		if len(r.VMs) == 0 {
-			fmt.Fprintf(t, "%s\t-\t-\t-\t-\tno VM runs there\n", names(r.Failed))
+			i18n.Fprintf(t, "%s\t-\t-\t-\t-\tno VM runs there\n", names(r.Failed))
 		}
 		for _, v := range r.VMs {
 			if v.To == "" {
-				fmt.Fprintf(t, "%s\t%s\t%s\tdown\t-\t%s\n", names(r.Failed), v.Name, v.From, v.Reason)
+				i18n.Fprintf(t, "%s\t%s\t%s\tdown\t-\t%s\n", names(r.Failed), v.Name, v.From, v.Reason)
 				continue
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.1f s\t\n", names(r.Failed), v.Name, v.From, v.To, v.Seconds)
+			i18n.Fprintf(t, "%s\t%s\t%s\t%s\t%.1f s\t\n", names(r.Failed), v.Name, v.From, v.To, v.Seconds)
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -319,7 +320,7 @@ func printSummary(w io.Writer, all []sim.Rehearsal) error {
 	} else {
 		parts = append(parts, "every VM restarts")
 	}
-	_, err := fmt.Fprintln(w, strings.Join(parts, "; "))
+	_, err := i18n.Fprintln(w, strings.Join(parts, "; "))
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/scenario"
 	"hanok.dev/hanok/internal/sim"
@@ -109,7 +110,7 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 
 func printTo(w io.Writer) func(time.Duration, model.HostID, string) {
 	return func(at time.Duration, host model.HostID, text string) {
-		fmt.Fprintf(w, "%10.3f  %-10s %s\n", at.Seconds(), host, text)
+		i18n.Fprintf(w, "%10.3f  %-10s %s\n", at.Seconds(), host, text)
 	}
 }
 
@@ -125,16 +126,16 @@ func printJSON(w io.Writer, results []scenario.Result) error {
 
 func print(w io.Writer, file string, r scenario.Result, took time.Duration) {
 	name := strings.TrimSuffix(filepath.Base(file), ".txtar")
-	fmt.Fprintf(w, "%-4s %s: %d expectations, %.0f s in %v\n", r.Result, name, len(r.Expectations), r.VirtualSeconds, took.Round(time.Millisecond))
+	i18n.Fprintf(w, "%-4s %s: %d expectations, %.0f s in %v\n", r.Result, name, len(r.Expectations), r.VirtualSeconds, took.Round(time.Millisecond))
 	for _, x := range r.Recoveries {
-		fmt.Fprintf(w, "     %s: %s -> %s in %.1f s after %q\n", x.VM, x.From, x.To, x.Seconds, x.Fault)
+		i18n.Fprintf(w, "     %s: %s -> %s in %.1f s after %q\n", x.VM, x.From, x.To, x.Seconds, x.Fault)
 	}
 	for _, e := range r.Expectations {
 		if !e.OK {
-			fmt.Fprintf(w, "     line %d FAILED: %s\n", e.Line, e.Detail)
+			i18n.Fprintf(w, "     line %d FAILED: %s\n", e.Line, e.Detail)
 		}
 	}
 	for _, v := range r.Violations {
-		fmt.Fprintf(w, "     VIOLATION at %.3f s: %s: %s\n", v.At, v.Invariant, v.Detail)
+		i18n.Fprintf(w, "     VIOLATION at %.3f s: %s: %s\n", v.At, v.Invariant, v.Detail)
 	}
 }
