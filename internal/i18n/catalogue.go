@@ -21,7 +21,8 @@ var files embed.FS
 var separators = []string{"\n", "; ", ": "}
 
 // telling is how many letters a pattern has at least that is tried before a text is
-// taken for several joined ones: "X is Y" would swallow any of them.
+// taken for several joined ones: "X is Y" would swallow any of them. Less telling
+// ones take names and known texts only as values.
 const telling = 6
 
 // deepest bounds sentences within sentences.
@@ -183,7 +184,11 @@ func (c *catalogue) match(p *pattern, s string, depth int) (string, bool) {
 	}
 	values := make([]string, 0, len(m))
 	for _, v := range m[1:] {
-		values = append(values, c.text(v, depth+1))
+		k := c.text(v, depth+1)
+		if p.weight < telling && k == v && strings.ContainsRune(v, ' ') {
+			return "", false // neither a name nor a text that is known
+		}
+		values = append(values, k)
 	}
 	front, back := "", ""
 	if p.openFront {
