@@ -329,6 +329,22 @@ func TestImportsNoNetwork(t *testing.T) {
 	}
 }
 
+// With changes the tree of a cluster without writing and reading YAML.
+func TestTreeIsWhatAFileSays(t *testing.T) {
+	c := mustParse(t, full)
+	data, err := c.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parseTree(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, any(c.tree())); diff != "" {
+		t.Errorf("(-read +tree):\n%s", diff)
+	}
+}
+
 func TestWith(t *testing.T) {
 	c := mustParse(t, strings.ReplaceAll(full, "ds2", "ds.2"))
 	for _, tt := range []struct{ path, value, want string }{

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v2"
@@ -29,13 +30,19 @@ const MaxDeployed = 760 << 10
 // duplicate, a dangling reference are errors, all reported together as
 // [*Problems]. The result has its defaults filled in.
 func Parse(data []byte) (*Cluster, error) {
-	p := &Problems{}
-	c := defaultCluster()
 	tree, err := parseTree(data)
 	if err != nil {
+		p := &Problems{}
 		p.add("", "", "%v", err)
 		return nil, p
 	}
+	return decode(tree)
+}
+
+// decode reads and checks a cluster as parseTree returns it.
+func decode(tree any) (*Cluster, error) {
+	p := &Problems{}
+	c := defaultCluster()
 	d := decoder{problems: p}
 	d.value(tree, reflect.ValueOf(&c).Elem(), "", field{})
 	c.fillDerived()
@@ -84,7 +91,15 @@ type field struct {
 	words    []string
 }
 
+// knownFields remembers what fieldsOf found: reflect.Type to []field.
+var knownFields sync.Map
+
+// fieldsOf returns the fields of a struct that a file may have. The result is
+// shared.
 func fieldsOf(t reflect.Type) []field {
+	if known, ok := knownFields.Load(t); ok {
+		return known.([]field)
+	}
 	out := make([]field, 0, t.NumField())
 	for i := range t.NumField() {
 		tag, ok := t.Field(i).Tag.Lookup("yaml")
@@ -99,6 +114,7 @@ func fieldsOf(t reflect.Type) []field {
 		}
 		out = append(out, f)
 	}
+	knownFields.Store(t, out)
 	return out
 }
 

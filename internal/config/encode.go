@@ -20,12 +20,9 @@ import (
 // schema, fields at their default left out, so that equal clusters give equal
 // bytes and an older reader is not shown fields nobody set.
 func (c *Cluster) Marshal() ([]byte, error) {
-	plain := c.withoutDerived()
-	def := defaultCluster()
-	tree := encodeStruct(reflect.ValueOf(plain), reflect.ValueOf(def))
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
-	if err := enc.Encode(tree); err != nil {
+	if err := enc.Encode(c.ordered()); err != nil {
 		return nil, fmt.Errorf("write cluster %q as YAML: %w", c.Name, err)
 	}
 	if err := enc.Close(); err != nil {
@@ -35,6 +32,42 @@ func (c *Cluster) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("cluster %q takes %d bytes as YAML; at most %d are read", c.Name, b.Len(), MaxSize)
 	}
 	return b.Bytes(), nil
+}
+
+// ordered is the cluster as Marshal writes it.
+func (c *Cluster) ordered() yaml.MapSlice {
+	plain := c.withoutDerived()
+	return encodeStruct(reflect.ValueOf(&plain).Elem(), reflect.ValueOf(defaultCluster()))
+}
+
+// tree is the cluster as parseTree returns it from what Marshal writes.
+func (c *Cluster) tree() map[any]any { return parsed(c.ordered()).(map[any]any) }
+
+// parsed gives an encoded value the types that a YAML reader gives it.
+func parsed(in any) any {
+	switch x := in.(type) {
+	case yaml.MapSlice:
+		out := make(map[any]any, len(x))
+		for _, it := range x {
+			out[it.Key] = parsed(it.Value)
+		}
+		return out
+	case []any:
+		out := make([]any, len(x))
+		for i := range x {
+			out[i] = parsed(x[i])
+		}
+		return out
+	}
+	switch v := reflect.ValueOf(in); {
+	case v.Kind() == reflect.String:
+		return v.String()
+	case v.CanInt():
+		return int(v.Int())
+	case v.CanUint():
+		return int(v.Uint())
+	}
+	return in
 }
 
 // Digest identifies the content: the SHA-256 of the canonical YAML, in hex.

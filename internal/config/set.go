@@ -17,14 +17,7 @@ func (c *Cluster) With(path, value string) (*Cluster, error) {
 	fail := func(err error) (*Cluster, error) {
 		return nil, fmt.Errorf("set %s to %q: %w", clip(path), clip(value), err)
 	}
-	data, err := c.Marshal()
-	if err != nil {
-		return fail(err)
-	}
-	tree, err := parseTree(data)
-	if err != nil {
-		return fail(err)
-	}
+	tree := c.tree()
 	var v any
 	if err := yaml.Unmarshal([]byte(value), &v); err != nil {
 		return fail(fmt.Errorf("the value is no YAML: %s", strings.TrimPrefix(err.Error(), "yaml: ")))
@@ -32,13 +25,12 @@ func (c *Cluster) With(path, value string) (*Cluster, error) {
 	if err := setPath(tree, path, v); err != nil {
 		return fail(err)
 	}
-	tree.(map[any]any)["version"] = int(c.Version + 1)
-	data, err = yaml.Marshal(tree)
+	tree["version"] = int(c.Version + 1)
+	out, err := decode(tree)
 	if err != nil {
 		return fail(err)
 	}
-	out, err := Parse(data)
-	if err != nil {
+	if _, err := out.Marshal(); err != nil { // too large to be handed on
 		return fail(err)
 	}
 	return out, nil
@@ -46,9 +38,8 @@ func (c *Cluster) With(path, value string) (*Cluster, error) {
 
 // setPath sets the field at path in a tree of maps and lists, making maps that
 // are left out because everything in them is at its default.
-func setPath(tree any, path string, v any) error {
-	m, ok := tree.(map[any]any)
-	t := reflect.TypeFor[Cluster]()
+func setPath(m map[any]any, path string, v any) error {
+	t, ok := reflect.TypeFor[Cluster](), true
 	// Names of options and of hosts in a rule may contain dots: what follows
 	// such a map is one key.
 	for ok {

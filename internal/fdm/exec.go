@@ -21,6 +21,13 @@ const (
 	codeReplaced  = "replaced"      // a kill replaced the shutdown
 )
 
+// Pauses before a lock is released again after the guard refused: its datastore
+// may need long; a process that is ending is gone in a moment.
+const (
+	releasePause = 500 * time.Millisecond
+	notGonePause = 100 * time.Millisecond
+)
+
 // exec is a command as its target carries it out.
 type exec struct {
 	cmd     Command
@@ -438,8 +445,8 @@ func releaseReason(c StopCause) string {
 func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 	m.releasing[id] = true
 	m.ask(lease.Request{Release: &lease.ReleaseRequest{VM: id, Epoch: g.Epoch, Reason: reason}}, func(r lease.Reply) {
-		delete(m.releasing, id)
 		if r.Code == lease.CodeOK || r.Code == lease.CodeUnknownVM || r.Code == lease.CodeHeldByOther {
+			delete(m.releasing, id)
 			delete(m.ended, id)
 			if s, ok := m.guarded[id]; ok && s.Epoch == g.Epoch {
 				delete(m.guarded, id)
@@ -463,6 +470,15 @@ func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 			}
 			return
 		}
-		m.after(500*time.Millisecond, func() { m.tend(id) })
+		// Every refusal brings a new status of the guard, which must not bring
+		// the next attempt at once.
+		pause := releasePause
+		if r.Code == lease.CodeNotGone {
+			pause = notGonePause
+		}
+		m.after(pause, func() {
+			delete(m.releasing, id)
+			m.tend(id)
+		})
 	})
 }
