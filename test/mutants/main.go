@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,6 +48,7 @@ func main() {
 }
 
 func hunt(seeds uint64) int {
+	debug.SetGCPercent(fuzz.GCPercent)
 	sum, err := fuzz.RunMany(context.Background(), 1, seeds, clusters, nil)
 	switch {
 	case err != nil:

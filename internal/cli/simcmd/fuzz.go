@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -64,6 +65,7 @@ When an invariant breaks, the scenario is shortened and written to a file that
 			if format != "" && format != "json" {
 				return usage("-o %s: only json is known", format)
 			}
+			defer debug.SetGCPercent(debug.SetGCPercent(fuzz.GCPercent))
 			began := time.Now()
 			sum, err := fuzz.RunMany(cmd.Context(), start, seeds, cfg, fuzzProgress(cmd.ErrOrStderr(), seeds))
 			if err != nil {
