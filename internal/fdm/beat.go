@@ -54,14 +54,15 @@ func (m *Machine) checkContact() {
 			continue
 		}
 		heard = heard || !h.suspect || h.answered
-		// One that says it is isolated itself cannot act for anybody.
-		alive = alive || h.state == model.HostPartitioned
+		// One that says it is isolated itself cannot act for anybody, nor can one
+		// whose heartbeats have come to rest since.
+		alive = alive || h.state == model.HostPartitioned && m.look(h).alive
 	}
 	cut := alive && !heard
 	if cut == m.cutOff {
 		return
 	}
-	m.cutOff, m.viewDue = cut, true
+	m.cutOff, m.cutAt, m.viewDue = cut, m.now, true
 	if !cut {
 		return
 	}
@@ -70,6 +71,18 @@ func (m *Machine) checkContact() {
 	for _, st := range m.storeBy {
 		m.closeList(st, why, true)
 	}
+}
+
+// cutOffPatience is for how many times the silence of a primary one that is cut
+// off leaves the lists to others: they notice its silence, elect, and claim.
+const cutOffPatience = 4
+
+// givesWay tells whether this primary leaves free lists to others because it is
+// cut off. If nobody has taken them after a while nobody will, perhaps because
+// not this host is cut off but the others cannot be heard: then it claims them
+// again, as the lock permits.
+func (m *Machine) givesWay() bool {
+	return m.cutOff && m.now-m.cutAt < cutOffPatience*m.silence()
 }
 
 // checkOwnFitness makes a primary yield that lost the storage which others

@@ -56,8 +56,9 @@ func (m *Machine) decide(v *vm) {
 		if h != nil {
 			failover = m.failoverOf(h)
 		}
-		m.restart(v, fmt.Sprintf("%s, which ran it, has rebooted", holder), failover, intent{epoch: rec.Epoch, prefer: holder,
-			takeover: m.takeover(v, holder, fmt.Sprintf("%s has rebooted since it took the lock", holder))})
+		t := m.takeover(v, holder, fmt.Sprintf("%s has rebooted since it took the lock", holder))
+		t.Gone = m.saysRebooted(v.st, h, rec)
+		m.restart(v, fmt.Sprintf("%s, which ran it, has rebooted", holder), failover, intent{epoch: rec.Epoch, prefer: holder, takeover: t})
 	case h != nil && h.self || h != nil && h.report != nil && !h.suspect:
 		m.decideIdle(v, h, rec)
 	case h == nil || h.failed:

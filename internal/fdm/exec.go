@@ -19,6 +19,7 @@ const (
 	codeNotHere   = "not-here"
 	codeStuck     = "still-running" // the guest did not shut down in time
 	codeReplaced  = "replaced"      // a kill replaced the shutdown
+	codeAnswers   = "storage-back"  // what was lost when the command left is there again
 )
 
 // Pauses before a lock is released again after the guard refused: its datastore

@@ -325,6 +325,10 @@ func (m *Machine) onProgress(h *member, p Progress) {
 		if o.over {
 			break
 		}
+		if p.Done {
+			m.missedEnd(o)
+			return
+		}
 		o.over = true
 		m.endOrder(o)
 		ev.Kind, ev.Text = event.DomainRunning, fmt.Sprintf("%s runs on %s", v.p.Name, h.name)
@@ -333,13 +337,15 @@ func (m *Machine) onProgress(h *member, p Progress) {
 		m.assumeActive(h, v)
 		m.poke(changeStart)
 	case StageAlive:
-		if o.over {
-			ev.Kind, ev.Text = event.GuestAlive, fmt.Sprintf("the guest of %s answers", v.p.Name)
-			m.emit(ev)
-			if v.running && v.host == h {
-				v.local.Alive = true
-				m.viewDue, m.orderDue = true, true
-			}
+		if !o.over {
+			m.missedEnd(o)
+			return
+		}
+		ev.Kind, ev.Text = event.GuestAlive, fmt.Sprintf("the guest of %s answers", v.p.Name)
+		m.emit(ev)
+		if v.running && v.host == h {
+			v.local.Alive = true
+			m.viewDue, m.orderDue = true, true
 		}
 	case StageGone:
 		if o.kind == CommandEvacuate {
@@ -353,6 +359,12 @@ func (m *Machine) onProgress(h *member, p Progress) {
 	if p.Done {
 		delete(m.orders, o.id)
 	}
+}
+
+// missedEnd: a start is told to have ended of which nobody heard that the VM
+// ran. What became of the VM since then its host's report and its lock tell.
+func (m *Machine) missedEnd(o *order) {
+	m.dropOrder(o, fmt.Sprintf("%s carried the command out while it was not heard; its lock is being read", o.host.name))
 }
 
 // assumeActive counts a VM on its host until the host's next report does.

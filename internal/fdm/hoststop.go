@@ -165,7 +165,7 @@ func (m *Machine) stopForLeaving(g lease.VMStatus, l *leaving) {
 		m.haOff[g.VM] = haStop{why: why, until: m.now + time.Hour, reason: model.ReasonHostOff}
 		m.emit(event.Event{Kind: event.VMDown, Severity: event.Warning, VM: g.Name, Host: m.cfg.Self, Datastore: g.Home,
 			Text: fmt.Sprintf("%s is powered off on %s, which is being shut down", g.Name, m.cfg.Self), Cause: cause})
-		m.killForHA(g)
+		m.killForHA(g, func() bool { return true }) // what was told to stop does, also if the host stays after all
 	}
 	if m.isFrozen(g.VM) || m.hangs(g.VM) || !m.hvUp {
 		kill("its guest cannot be asked: it is frozen, its storage hangs, or libvirt does not answer")

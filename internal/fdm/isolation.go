@@ -81,6 +81,11 @@ func (m *Machine) checkIsolation() {
 	if m.now-m.iso.heardAt < m.silence() {
 		return
 	}
+	if m.isolated() {
+		if _, others := m.othersAlive(max(m.iso.heardAt, m.iso.answeredAt)); !others {
+			m.joinAgain("no other heartbeat moves on the datastores any more: there is nobody left who could act")
+		}
+	}
 	m.pingAddresses()
 	m.declareIsolation()
 }
@@ -146,7 +151,7 @@ func (m *Machine) othersAlive(since time.Duration) (evidence string, alive bool)
 		}
 		known = true
 		for _, h := range m.order {
-			if s := st.slots[h.name]; !h.self && s != nil && s.changed && s.first > since+2*m.interval() {
+			if s := st.slots[h.name]; !h.self && s != nil && s.changed && s.first > since+2*m.interval() && s.age() < m.staleAfter(s) {
 				return fmt.Sprintf("the heartbeat of %s on %s moves", h.name, st.name), true
 			}
 		}
@@ -279,7 +284,7 @@ func (m *Machine) stopIsolated(st *store, g lease.VMStatus, why string, lost boo
 			m.shutDownIsolated(g, why, gen)
 			return
 		}
-		m.powerOff(g, fmt.Sprintf("%s is isolated", m.cfg.Self), why)
+		m.powerOff(g, fmt.Sprintf("%s is isolated", m.cfg.Self), why, gen)
 	}
 	if lost {
 		begin()
@@ -300,17 +305,24 @@ func (m *Machine) stopIsolated(st *store, g lease.VMStatus, why string, lost boo
 	})})
 }
 
-// powerOff ends a VM by its cgroup; its lock is released when it is gone.
-func (m *Machine) powerOff(g lease.VMStatus, cause, why string) {
+// powerOff ends a VM by its cgroup, while the host is isolated; its lock is
+// released when it is gone.
+func (m *Machine) powerOff(g lease.VMStatus, cause, why string, gen uint64) {
 	m.haOff[g.VM] = haStop{why: cause, until: m.now + time.Hour}
 	m.emit(event.Event{Kind: event.VMDown, Severity: event.Warning, VM: g.Name, Host: m.cfg.Self, Datastore: g.Home,
 		Text: fmt.Sprintf("%s is powered off on %s by HA", g.Name, m.cfg.Self), Cause: cause,
 		Evidence: map[string]string{"epoch": fmt.Sprint(g.Epoch), "because": why}})
-	m.killForHA(g)
+	m.killForHA(g, func() bool { return m.iso.gen == gen && m.isolated() })
 }
 
-func (m *Machine) killForHA(g lease.VMStatus) {
-	m.ask(lease.Request{Kill: &lease.KillRequest{VM: g.VM, Epoch: g.Epoch}}, func(r lease.Reply) {
+// killLimit is how many intervals after the decision to stop a VM for HA its
+// guard may still kill it: the reason for it may be over by then.
+const killLimit = 2
+
+// killForHA kills a VM, again and again until it is gone or the reason for it is
+// over.
+func (m *Machine) killForHA(g lease.VMStatus, still func() bool) {
+	m.ask(lease.Request{Kill: &lease.KillRequest{VM: g.VM, Epoch: g.Epoch, Before: m.now + killLimit*m.interval()}}, func(r lease.Reply) {
 		_, held := m.guarded[g.VM]
 		_, wanted := m.haOff[g.VM]
 		switch {
@@ -318,11 +330,19 @@ func (m *Machine) killForHA(g lease.VMStatus) {
 		case r.Code == lease.CodeOK || r.Code == lease.CodeNoProcess:
 			m.tend(g.VM)
 		default:
-			// Its guard renewed the claim meanwhile, or does not answer.
+			// Its guard renewed the claim meanwhile, stood still, or does not answer.
 			m.after(time.Second, func() {
 				now, held := m.guarded[g.VM]
-				if _, wanted := m.haOff[g.VM]; wanted && held {
-					m.killForHA(now)
+				_, wanted := m.haOff[g.VM]
+				switch {
+				case !held || !wanted:
+				case still():
+					m.killForHA(now, still)
+				case now.Phase != lease.PhaseGone:
+					delete(m.haOff, g.VM) // it runs on
+					if st := m.stores[g.Home]; st != nil {
+						m.withdrawNote(st, now)
+					}
 				}
 			})
 		}
@@ -343,7 +363,7 @@ func (m *Machine) shutDownIsolated(g lease.VMStatus, why string, gen uint64) {
 		switch {
 		case !held || now.Phase == lease.PhaseGone || now.Epoch != g.Epoch:
 		case m.iso.gen == gen && m.isolated():
-			m.powerOff(now, fmt.Sprintf("%s is isolated, and the guest did not shut down in %s", m.cfg.Self, seconds(limit)), why)
+			m.powerOff(now, fmt.Sprintf("%s is isolated, and the guest did not shut down in %s", m.cfg.Self, seconds(limit)), why, gen)
 		default:
 			delete(m.haOff, g.VM) // the host is back, and the guest runs on
 			if st := m.stores[g.Home]; st != nil {

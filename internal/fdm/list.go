@@ -90,7 +90,7 @@ func (m *Machine) accessible(st *store) (bool, string) {
 	switch {
 	case m.isolated():
 		return false, fmt.Sprintf("the primary %s is isolated", m.cfg.Self)
-	case m.cutOff:
+	case m.givesWay():
 		return false, fmt.Sprintf("the primary %s is cut off from all other hosts", m.cfg.Self)
 	case !st.here:
 		return false, fmt.Sprintf("the primary %s is not meant to reach it", m.cfg.Self)

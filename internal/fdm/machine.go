@@ -42,6 +42,7 @@ type Machine struct {
 	candidate  candidacy
 	barred     time.Duration // no candidate before
 	cutOff     bool          // as a primary: nobody hears this host
+	cutAt      time.Duration // since then
 	lossSince  time.Duration
 	beatGen    uint64
 	since      time.Duration // of the present role

@@ -512,3 +512,80 @@ func BenchmarkPrimary(b *testing.B) {
 		x.out = nil
 	}
 }
+
+// TestLateEndOfAStart: that a start ended well is told only after the fact: what
+// became of the VM meanwhile its host's report and its lock tell.
+func TestLateEndOfAStart(t *testing.T) {
+	for _, stage := range []Stage{StageRunning, StageAlive} {
+		b := newBench(t, chaosConfig(1))
+		b.lead(protectedVM("v1"))
+		b.report("a", "boot-a")
+		lock := func(epoch model.Epoch) {
+			for _, e := range take[ReadLock](b) {
+				b.step(LockRead{Op: e.Op, Datastore: e.Datastore, VM: e.VM, Record: model.LockRecord{Lock: model.VMLock(e.VM), Epoch: epoch, State: model.LockReleased, Reason: model.ReasonHAOff, Owner: "a"}})
+			}
+		}
+		commands := func() (list []Command) {
+			b.written()
+			for _, e := range take[SendMessage](b) {
+				if e.Message.Command != nil {
+					list = append(list, *e.Message.Command)
+				}
+			}
+			return list
+		}
+		lock(3)
+		first := commands()
+		if len(first) != 1 {
+			t.Fatalf("commands: %+v", first)
+		}
+		b.step(MessageReceived{From: "a", Message: Message{Progress: &Progress{Command: first[0].ID, VM: "v1", Stage: stage, Epoch: 4, Done: true}}})
+		if v := b.m.vms["v1"]; v.running {
+			t.Errorf("%s, told late, counts as running", stage)
+		}
+		b.pass(100 * time.Millisecond)
+		lock(5)
+		b.pass(time.Second)
+		lock(5)
+		if v := b.m.vms["v1"]; v.order == nil || v.order.id == first[0].ID {
+			t.Errorf("%s: after the lock was released again the VM is not started: order %+v, reason %q", stage, v.order, v.reason)
+		}
+	}
+}
+
+// TestSaysRebooted: a host's word that it runs under another boot counts only
+// without a lease, with a slot at rest, and when it is younger than all that the
+// boot which took the lock can have done.
+func TestSaysRebooted(t *testing.T) {
+	rec := model.LockRecord{Lock: model.VMLock("v1"), Epoch: 3, State: model.LockHeld, Owner: "a", Boot: "boot-1"}
+	stale := model.TimingFast.StaleAfter()
+	rows := []struct {
+		name   string
+		change func(h *member, s *slotSeen)
+		want   bool
+	}{
+		{"rebooted, storage away", func(*member, *slotSeen) {}, true},
+		{"it has a lease", func(h *member, _ *slotSeen) { h.report.Datastores[0].OK = true }, false},
+		{"the boot of the record", func(h *member, _ *slotSeen) { h.report.Boot = "boot-1" }, false},
+		{"its slot moves", func(_ *member, s *slotSeen) { s.first = s.latest - time.Second }, false},
+		{"the report may be of an earlier boot", func(h *member, s *slotSeen) { h.reportAt = s.first + stale }, false},
+		{"silent", func(h *member, _ *slotSeen) { h.suspect = true }, false},
+	}
+	for _, r := range rows {
+		b := newBench(t, chaosConfig(1))
+		b.lead(protectedVM("v1"))
+		b.pass(20 * time.Second)
+		m, st := b.m, b.m.stores["ds1"]
+		h := m.members["a"]
+		h.suspect = false
+		h.report = &Report{Host: "a", Boot: "boot-2", Datastores: []lease.DatastoreStatus{{Name: "ds1"}}}
+		h.reportAt = m.now
+		st.ok, st.readAt = true, m.now
+		s := &slotSeen{first: m.now - 2*stale, latest: m.now}
+		st.slots["a"] = s
+		r.change(h, s)
+		if got := m.saysRebooted(st, h, rec); got != r.want {
+			t.Errorf("%s: %v, want %v", r.name, got, r.want)
+		}
+	}
+}

@@ -202,6 +202,22 @@ func (m *Machine) stale(st *store, host model.HostID) bool {
 	return s != nil && m.readable(st) && s.age() >= m.staleAfter(s)
 }
 
+// saysRebooted tells whether the owner of a record, which cannot write its new
+// boot id to the datastore because it does not reach it, is known by its own
+// report to run under another boot than the record's: then nothing is left of
+// what took the lock, whether it was armed or not. The report must be so much
+// younger than the last change of its slot that it can be no word of a boot
+// before the record's: the record's boot claimed within a lease of its last
+// heartbeat there, and a message is not under way for longer than the silence
+// that breaks a connection.
+func (m *Machine) saysRebooted(st *store, h *member, rec model.LockRecord) bool {
+	if h == nil || h.self || h.report == nil || h.suspect || h.report.Boot == "" || h.report.Boot == rec.Boot || hasStore(h.report, st.name) {
+		return false
+	}
+	slot := st.slots[h.name]
+	return m.stale(st, h.name) && h.reportAt-slot.first >= m.staleAfter(slot)+m.silence()
+}
+
 // disowned tells whether the owner of a record is a former boot of its host:
 // what that boot ran is gone.
 func (m *Machine) disowned(st *store, rec model.LockRecord) bool {

@@ -411,8 +411,12 @@ func (m *Machine) evacuate(e *exec) {
 	if !m.hold(e) {
 		return
 	}
+	if !m.hangs(e.cmd.VM.ID) {
+		m.failExec(e, codeAnswers, "its storage answers here again, so that it runs on")
+		return
+	}
 	m.haOff[e.cmd.VM.ID] = haStop{why: e.cmd.Reason, until: m.now + time.Hour}
-	m.ask(lease.Request{Kill: &lease.KillRequest{VM: e.cmd.VM.ID, Epoch: e.epoch}}, func(r lease.Reply) {
+	m.ask(lease.Request{Kill: &lease.KillRequest{VM: e.cmd.VM.ID, Epoch: e.epoch, Before: m.now + killLimit*m.interval()}}, func(r lease.Reply) {
 		switch {
 		case e.over:
 		case r.Code == lease.CodeOK || r.Code == lease.CodeNoProcess:

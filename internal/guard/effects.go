@@ -31,7 +31,9 @@ func (g *Guard) carryOut(e *lease.Effect) {
 	case lease.EffThaw:
 		g.procs.Thaw(e.VM, e.Before)
 	case lease.EffKill:
-		g.procs.Kill(e.VM)
+		if e.Before == 0 || datastore.BootTime() <= e.Before {
+			g.procs.Kill(e.VM)
+		}
 	case lease.EffPet:
 		// An order that waits for a device that hangs must not be carried out
 		// by what the machine knew long ago.

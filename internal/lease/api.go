@@ -91,8 +91,9 @@ type Takeover struct {
 	Owner model.HostID       `json:"owner"`
 	Slot  model.SlotIdentity `json:"slot"`
 	// Gone: the owner's guard reported that the VM has no process left under the
-	// epoch to be taken, and that its lease there is over. Nothing of it can
-	// write any more, whatever the fence class.
+	// epoch to be taken, or that it runs under another boot than the one that took
+	// the lock, and that it has no lease there. Nothing of it can write any more,
+	// whatever the fence class.
 	Gone bool `json:"gone,omitempty"`
 	// Evidence for people: how old the slot was, which observers were asked.
 	Evidence string `json:"evidence,omitempty"`
@@ -119,6 +120,10 @@ type ReleaseRequest struct {
 type KillRequest struct {
 	VM    model.VMID  `json:"vm"`
 	Epoch model.Epoch `json:"epoch"`
+	// Before is the time since boot after which nothing may be killed any more:
+	// the reason for it may be over by then. It is refused with CodeExpired. 0:
+	// at any time.
+	Before time.Duration `json:"before,omitempty"`
 }
 
 // ClaimListReq asks for the lock on a datastore's protected list.
@@ -185,6 +190,7 @@ const (
 	CodeInvalid      Code = "invalid" // malformed or impossible; Text says why
 	CodeRefused      Code = "refused" // the hook's answer; Text is the sentence for the user
 	CodeTimeout      Code = "timeout"
+	CodeExpired      Code = "expired" // what was asked for might be harmful by now
 	CodeShuttingDown Code = "shutting-down"
 )
 

@@ -141,8 +141,8 @@ const (
 	EffFreeze
 	// EffThaw: thaw VM, not later than Before; no answer.
 	EffThaw
-	// EffKill: kill all processes of VM; EvGone follows when they are gone,
-	// also if there were none.
+	// EffKill: kill all processes of VM, not later than Before unless that is 0;
+	// EvGone follows when they are gone, also if there were none.
 	EffKill
 	// EffPet: feed the watchdog; not later than Before. If it is not open or has
 	// another time-out than Timeout, that is set, which feeds it too.

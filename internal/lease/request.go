@@ -253,9 +253,16 @@ func (m *Machine) killRequest(conn, id uint64, r KillRequest) {
 	case v.lock != lockNone && v.epoch != r.Epoch:
 		m.reply(conn, Reply{ID: id, Code: CodeEpochMoved, Epoch: v.epoch,
 			Text: fmt.Sprintf("this host holds epoch %d, not %d", v.epoch, r.Epoch)})
+	case r.Before != 0 && m.now > r.Before:
+		m.refuse(conn, id, CodeExpired, fmt.Sprintf("the order to kill %s came %v too late: its reason may be over", v.name(), (m.now-r.Before).Round(time.Millisecond)))
 	case len(v.kills) >= maxWaiters:
 		m.refuse(conn, id, CodeBusy, "too many wait for its end already")
 	default:
+		if !v.killing {
+			v.killBefore = r.Before
+		} else if r.Before == 0 {
+			v.killBefore = 0
+		}
 		v.kills = append(v.kills, waiter{conn, id})
 		m.kill(v, "ordered")
 	}

@@ -152,7 +152,10 @@ func (m *Machine) writeSlot(s *store) {
 		Flags: m.flags(), Running: m.runningDigest(s), Lease: m.cfg.Timing.Lease.Truncate(time.Millisecond),
 	}
 	s.writingID = m.cfg.Identify(s.cfg.Name, s.writing)
-	known := slices.Concat(s.known, s.late)
+	var known []string
+	if s.hasS || s.changed {
+		known = slices.Concat(s.known, s.late)
+	} // else the slot holds what an earlier boot wrote, as long as no write of this one is known to have landed
 	s.known = append(s.known, s.writingID)
 	if len(s.known) > maxKnown {
 		s.known = slices.Delete(s.known, 1, 2) // keep the last good one

@@ -186,6 +186,12 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 		return ask(Request{Claim: &ClaimRequest{VM: vmA, Epoch: model.Epoch(num(0)), Running: true}})
 	case "confirm": // EPOCH
 		return ask(Request{Confirm: &ConfirmRequest{VM: vmA.ID, Epoch: model.Epoch(num(0))}})
+	case "kill": // EPOCH [BEFORE]
+		before, err := time.ParseDuration(arg(1))
+		if arg(1) != "" && err != nil {
+			r.t.Fatal(err)
+		}
+		return ask(Request{Kill: &KillRequest{VM: vmA.ID, Epoch: model.Epoch(num(0)), Before: before}})
 	case "release": // EPOCH
 		return ask(Request{Release: &ReleaseRequest{VM: vmA.ID, Epoch: model.Epoch(num(0)), Reason: model.ReasonGuestOff}})
 	case "claim-list": // EPOCH
@@ -264,6 +270,9 @@ func (r *replay) describe(e Effect) string {
 	case EffThaw:
 		return fmt.Sprintf("  thaw a before %v", e.Before)
 	case EffKill:
+		if e.Before != 0 {
+			return fmt.Sprintf("  kill a before %v", e.Before)
+		}
 		return "  kill a"
 	case EffPet:
 		set := ""

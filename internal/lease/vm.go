@@ -40,6 +40,9 @@ const (
 // retryPause is the pause before a failed freeze, kill or re-claim is repeated.
 const retryPause = 200 * time.Millisecond
 
+// killRetry is the pause before a kill is ordered again.
+const killRetry = time.Second
+
 type waiter struct {
 	conn, id uint64
 }
@@ -62,11 +65,14 @@ type vm struct {
 	freeze   freezeState
 	freezeOp uint64
 	killing  bool
-	foreign  bool // runs without a lock
-	inquired bool // the lock of a foreign VM was looked at
-	dropped  bool // taken off the protected list since: no host wants its lock
-	retryAt  time.Duration
-	reason   string
+	// killBefore is when the order to kill it ends unless it was carried out by
+	// then; 0: it was, or never ends.
+	killBefore time.Duration
+	foreign    bool // runs without a lock
+	inquired   bool // the lock of a foreign VM was looked at
+	dropped    bool // taken off the protected list since: no host wants its lock
+	retryAt    time.Duration
+	reason     string
 
 	kills []waiter
 
@@ -156,9 +162,9 @@ func (m *Machine) thaw(v *vm) {
 func (m *Machine) kill(v *vm, why string) {
 	v.killing = true
 	v.reason = why
-	v.retryAt = m.now + time.Second
+	v.retryAt = m.now + killRetry
 	m.statusDirty = true
-	m.emit(Effect{Kind: EffKill, VM: v.id})
+	m.emit(Effect{Kind: EffKill, VM: v.id, Before: v.killBefore})
 }
 
 func (v *vm) name() string {
@@ -243,6 +249,9 @@ func (m *Machine) vmDuties() {
 			m.statusDirty = true
 		}
 		if v.killing || v.freeze == freezeFailed {
+			if sent := v.retryAt - killRetry; v.killing && m.now > sent && m.now <= v.killBefore {
+				v.killBefore = 0 // the shell has carried out what was ordered before this Step
+			}
 			if m.now >= v.retryAt {
 				m.retry(v)
 			}
@@ -250,6 +259,7 @@ func (m *Machine) vmDuties() {
 		}
 		switch v.lock {
 		case lockLost:
+			v.killBefore = 0
 			m.notify(Notice{What: NoticeKilled, VM: v.id, Datastore: v.spec.Home, Epoch: v.epoch, Text: v.name() + " is killed: " + v.reason})
 			m.kill(v, v.reason)
 		case lockSuspect:
@@ -264,7 +274,14 @@ func (m *Machine) vmDuties() {
 }
 
 func (m *Machine) retry(v *vm) {
-	if v.killing {
+	switch {
+	case v.killing && v.killBefore != 0 && m.now > v.killBefore:
+		// This guard stood still: the shell did not carry it out any more.
+		v.killing = false
+		m.statusDirty = true
+		m.answerKills(v, CodeExpired, "the guard stood still before it could kill "+v.name()+": the reason may be over")
+		return
+	case v.killing:
 		m.kill(v, v.reason)
 		return
 	}

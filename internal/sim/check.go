@@ -414,5 +414,15 @@ func (s *Sim) lockFree(g *guest) bool {
 	}
 	d := s.cluster.DatastoreByName(g.home.name)
 	r := g.home.slotOf(owner)
-	return owner.on || d.Unfenced == "accept" || d.Fence == model.FenceReset && r != nil && r.Valid && r.Slot.Flags.Has(model.SlotArmed)
+	return owner.on && s.tells(owner, g.home) || d.Unfenced == "accept" || d.Fence == model.FenceReset && r != nil && r.Valid && r.Slot.Flags.Has(model.SlotArmed)
+}
+
+// tells: a host that has booted again can say so, by its heartbeat on the
+// datastore or by its report to the primary.
+func (s *Sim) tells(h *host, d *disk) bool {
+	if !h.guard.runs() || h.slow > 0 || s.now < h.clk.since+20*time.Second {
+		return false
+	}
+	p := h.paths[d.i]
+	return p != nil && p.state == pathGood || h.agent.runs() && s.joined(h, s.primary())
 }

@@ -344,8 +344,13 @@ func (v *libvirtd) startPaused(g *guest, answer func(fdm.HypervisorFault, string
 		return
 	}
 	v.domain(g, true).cause = fdm.StopUnknown
+	life := v.life
 	v.askHook(g, func(ok bool, text string) {
-		if !ok {
+		switch {
+		case v.life != life:
+			answer(fdm.FaultUnavailable, "libvirt closed the connection")
+			return
+		case !ok:
 			answer(fdm.FaultHook, text)
 			return
 		}
@@ -375,7 +380,7 @@ func (v *libvirtd) create(g *guest, answer func(fdm.HypervisorFault, string)) {
 			return
 		}
 		if p.hangs() {
-			h.s.after(time.Second, func() { v.create(g, answer) })
+			v.when(time.Second, v.life, func() { v.create(g, answer) }, func() { answer(fdm.FaultUnavailable, "libvirt closed the connection") })
 			return
 		}
 	}
