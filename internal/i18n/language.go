@@ -37,9 +37,13 @@ func (l Language) Text(s string) string {
 	if l != Korean || s == "" {
 		return s
 	}
-	text := strings.Trim(s, "\n")
+	c := korean()
+	if k, ok := c.exact[s]; ok {
+		return k
+	}
+	text := strings.Trim(s, " \n")
 	at := strings.Index(s, text)
-	return s[:at] + korean().text(text, 0) + s[at+len(text):]
+	return s[:at] + c.text(text, 0) + s[at+len(text):]
 }
 
 // Sprintf formats like fmt.Sprintf, in this language. Texts among args are
@@ -49,11 +53,15 @@ func (l Language) Sprintf(format string, args ...any) string {
 		return fmt.Sprintf(format, args...)
 	}
 	c := korean()
-	// line breaks around a text are not part of it
+	// line breaks and indents around a text are not part of it
 	text := strings.Trim(format, "\n")
 	known, ok := c.exact[text]
 	if !ok {
-		return c.text(fmt.Sprintf(format, args...), 0)
+		text = strings.Trim(format, " \n")
+		known, ok = c.exact[text]
+	}
+	if !ok {
+		return l.Text(fmt.Sprintf(format, args...))
 	}
 	at := strings.Index(format, text)
 	out := make([]any, len(args))
