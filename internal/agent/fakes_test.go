@@ -119,6 +119,7 @@ func (f *fakeTransport) Configure(c *config.Cluster) error {
 }
 func (f *fakeTransport) Counters() map[string]uint64   { return map[string]uint64{"forged": 7} }
 func (f *fakeTransport) CertificateExpires() time.Time { return time.Unix(2e9, 0) }
+func (f *fakeTransport) Reauthenticate() error         { return nil }
 func (f *fakeTransport) Close() error                  { return nil }
 
 type fakeGuard struct {

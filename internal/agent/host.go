@@ -24,10 +24,12 @@ import (
 // HostPorts are the ports of a real host: TLS and sealed datagrams with the
 // certificates in pkiDir, the guard at guardSocket, mounted datastores, ICMP.
 func HostPorts(pkiDir, guardSocket string, log *slog.Logger) Ports {
+	keeper := pki.NewKeeper(pkiDir)
 	return Ports{
-		OpenTransport: func(c *config.Cluster, r Receiver) (Transport, error) { return openNode(pkiDir, c, r, log) },
+		Trust:         keeper,
+		OpenTransport: func(c *config.Cluster, r Receiver) (Transport, error) { return openNode(keeper, pkiDir, c, r, log) },
 		OpenRemote: func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error) {
-			return openHostRemote(pkiDir, c, self, h, log)
+			return openHostRemote(keeper, c, self, h, log)
 		},
 		DialGuard: func(ctx context.Context) (Guard, error) { return dialGuard(ctx, guardSocket) },
 		OpenStore: func(c *config.Cluster, d config.Datastore) (Store, error) {
@@ -45,21 +47,24 @@ func HostPorts(pkiDir, guardSocket string, log *slog.Logger) Ports {
 
 // node is a Transport over package wire.
 type node struct {
-	creds *pki.Credentials
-	recv  Receiver
-	log   *slog.Logger
+	keeper *pki.Keeper
+	self   model.HostID
+	recv   Receiver
+	log    *slog.Logger
 
 	configuring sync.Mutex // held by Configure and Close
 	own         []wire.Address
 	interval    time.Duration
+	cluster     *config.Cluster
+	closed      bool
 
 	mu   sync.Mutex
 	wire *wire.Node
 	past map[string]uint64 // counters of nodes before this one
 }
 
-func openNode(pkiDir string, c *config.Cluster, r Receiver, log *slog.Logger) (Transport, error) {
-	creds, err := pki.Load(pkiDir)
+func openNode(keeper *pki.Keeper, pkiDir string, c *config.Cluster, r Receiver, log *slog.Logger) (Transport, error) {
+	creds, err := keeper.Load()
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +74,7 @@ func openNode(pkiDir string, c *config.Cluster, r Receiver, log *slog.Logger) (T
 	if creds.Identity.Cluster != c.ID {
 		return nil, fmt.Errorf("the certificate in %s is for cluster %q, this host belongs to %q", pkiDir, creds.Identity.Cluster, c.ID)
 	}
-	n := &node{creds: creds, recv: r, log: log, past: map[string]uint64{}}
+	n := &node{keeper: keeper, self: creds.Identity.Host, recv: r, log: log, past: map[string]uint64{}}
 	return n, n.Configure(c)
 }
 
@@ -78,12 +83,30 @@ func openNode(pkiDir string, c *config.Cluster, r Receiver, log *slog.Logger) (T
 func (n *node) Configure(c *config.Cluster) error {
 	n.configuring.Lock()
 	defer n.configuring.Unlock()
-	peers, own := wire.Members(c, n.creds.Identity.Host)
+	return n.configure(c)
+}
+
+// Reauthenticate ends all sessions and makes new ones, which loses the
+// connections for a moment.
+func (n *node) Reauthenticate() error {
+	n.configuring.Lock()
+	defer n.configuring.Unlock()
+	n.stop()
+	return n.configure(n.cluster)
+}
+
+// configure needs n.configuring.
+func (n *node) configure(c *config.Cluster) error {
+	if n.closed {
+		return wire.ErrClosed
+	}
+	n.cluster = c
+	peers, own := wire.Members(c, n.self)
 	w := n.current()
 	if w == nil || !reflect.DeepEqual(own, n.own) || n.interval != c.Timing().Interval {
 		n.stop()
 		var err error
-		w, err = wire.New(wire.Config{Credentials: n.creds, Listen: own, Interval: c.Timing().Interval, Log: n.log}, handler{n.recv})
+		w, err = wire.New(wire.Config{Credentials: n.keeper, Listen: own, Interval: c.Timing().Interval, Log: n.log}, handler{n.recv})
 		if err != nil {
 			return err
 		}
@@ -152,11 +175,17 @@ func (n *node) Counters() map[string]uint64 {
 	return out
 }
 
-func (n *node) CertificateExpires() time.Time { return n.creds.Expires }
+func (n *node) CertificateExpires() time.Time {
+	if c := n.keeper.Current(); c != nil {
+		return c.Expires
+	}
+	return time.Time{}
+}
 
 func (n *node) Close() error {
 	n.configuring.Lock()
 	defer n.configuring.Unlock()
+	n.closed = true
 	n.stop()
 	return nil
 }

@@ -34,6 +34,9 @@ type Transport interface {
 	Counters() map[string]uint64
 	// CertificateExpires is the end of this host's certificate.
 	CertificateExpires() time.Time
+	// Reauthenticate ends all sessions and makes new ones: an authority is not
+	// trusted any more.
+	Reauthenticate() error
 	Close() error
 }
 
@@ -74,9 +77,11 @@ type Remote interface {
 	Close() error
 }
 
-// Ports are the agent's connections to the world; all but OpenRemote and
+// Ports are the agent's connections to the world; all but OpenRemote, Trust and
 // Firewall are required.
 type Ports struct {
+	// Trust is this host's identity; nil: no server can renew it.
+	Trust Trust
 	// OpenRemote listens for servers; nil: no server can ask this agent.
 	OpenRemote func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error)
 	// OpenTransport listens for the other agents.

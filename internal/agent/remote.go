@@ -46,6 +46,7 @@ func (a *Agent) remoteHandler(run context.Context) http.Handler {
 	mux.HandleFunc("GET "+local.PathStatus, a.serveStatus)
 	mux.HandleFunc("POST "+local.PathAdmin, a.serveAdmin)
 	mux.HandleFunc("GET "+local.PathConfig, a.serveConfig)
+	a.trustRoutes(mux)
 	mux.HandleFunc("GET "+local.PathFollow, func(w http.ResponseWriter, r *http.Request) { a.serveFollow(run, w, r) })
 	return mux
 }
@@ -70,9 +71,46 @@ func (a *Agent) openRemote(ctx context.Context) func() {
 // newRemote makes the listener for servers; Configure opens it. creds is asked
 // at every handshake, so that a renewed certificate counts at once.
 func newRemote(self model.HostID, creds func() (*pki.Credentials, error), port uint16, log *slog.Logger, h http.Handler) *remote {
-	return &remote{self: self, creds: creds, port: port, log: log, open: map[netip.Addr]net.Listener{},
-		http: &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-			MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}}
+	r := &remote{self: self, creds: creds, port: port, log: log, open: map[netip.Addr]net.Listener{}}
+	r.http = &http.Server{Handler: r.still(h), ConnContext: withSession, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	return r
+}
+
+type sessionKey struct{}
+
+func withSession(ctx context.Context, c net.Conn) context.Context {
+	if o, ok := c.(hidden); ok {
+		return context.WithValue(ctx, sessionKey{}, o.Conn)
+	}
+	return ctx
+}
+
+// still lets a request through only while its connection would be accepted
+// anew: the server's certificate has not ended, and its authority is trusted. A
+// long answer ends with the certificate.
+func (r *remote) still(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		conn, ok := req.Context().Value(sessionKey{}).(*tls.Conn)
+		creds, err := r.creds()
+		if !ok {
+			err = errors.New("the connection is not TLS")
+		}
+		if err != nil {
+			w.Header().Set("Connection", "close")
+			refuse(w, http.StatusServiceUnavailable, err, "")
+			return
+		}
+		cs := conn.ConnectionState()
+		if err := creds.Recheck(cs, local.RemoteProtocol, serverOnly); err != nil {
+			w.Header().Set("Connection", "close")
+			refuse(w, http.StatusUnauthorized, err, "connect anew, with a certificate that this host trusts")
+			return
+		}
+		ctx, cancel := context.WithDeadline(req.Context(), cs.PeerCertificates[0].NotAfter)
+		defer cancel()
+		next.ServeHTTP(w, req.WithContext(ctx))
+	})
 }
 
 // serverOnly is the rule of who may ask.
@@ -125,8 +163,10 @@ func (o opaque) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return struct{ net.Conn }{c}, nil
+	return hidden{c}, nil
 }
+
+type hidden struct{ net.Conn }
 
 // config is how one handshake is made.
 func (r *remote) config(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -138,8 +178,8 @@ func (r *remote) config(*tls.ClientHelloInfo) (*tls.Config, error) {
 }
 
 // openHostRemote is Ports.OpenRemote of a real host.
-func openHostRemote(pkiDir string, c *config.Cluster, self model.HostID, h http.Handler, log *slog.Logger) (Remote, error) {
-	r := newRemote(self, func() (*pki.Credentials, error) { return pki.Load(pkiDir) }, local.RemotePort, log, h)
+func openHostRemote(keeper *pki.Keeper, c *config.Cluster, self model.HostID, h http.Handler, log *slog.Logger) (Remote, error) {
+	r := newRemote(self, keeper.Load, local.RemotePort, log, h)
 	return r, r.Configure(c)
 }
 

@@ -70,7 +70,7 @@ func (r *remoteRig) credentials(t *testing.T, host model.HostID, server string) 
 }
 
 func (r *remoteRig) ask(t *testing.T, creds *pki.Credentials, host model.HostID) *local.Client {
-	c := local.NewRemoteClient(creds, host, []netip.AddrPort{r.addr})
+	c := local.NewRemoteClient(func() (*pki.Credentials, error) { return creds, nil }, host, []netip.AddrPort{r.addr})
 	t.Cleanup(c.Close)
 	return c
 }

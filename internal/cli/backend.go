@@ -143,6 +143,7 @@ type apiClient struct {
 	auth      hanokv1connect.AuthServiceClient
 	user      hanokv1connect.UserServiceClient
 	audit     hanokv1connect.AuditServiceClient
+	trust     hanokv1connect.TrustServiceClient
 }
 
 func dialServer(l *login) (*apiClient, error) {
@@ -172,7 +173,8 @@ func dialServer(l *login) (*apiClient, error) {
 		operation: hanokv1connect.NewOperationServiceClient(client, base, o), task: hanokv1connect.NewTaskServiceClient(client, base, o),
 		event: hanokv1connect.NewEventServiceClient(client, base, o), ha: hanokv1connect.NewHAServiceClient(client, base, o),
 		system: hanokv1connect.NewSystemServiceClient(client, base, o), auth: hanokv1connect.NewAuthServiceClient(client, base, o),
-		user: hanokv1connect.NewUserServiceClient(client, base, o), audit: hanokv1connect.NewAuditServiceClient(client, base, o)}, nil
+		user: hanokv1connect.NewUserServiceClient(client, base, o), audit: hanokv1connect.NewAuditServiceClient(client, base, o),
+		trust: hanokv1connect.NewTrustServiceClient(client, base, o)}, nil
 }
 
 // bearer puts the token into every request.

@@ -27,8 +27,8 @@ import (
 const applyWait = 30 * time.Second
 
 func newCluster(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "cluster", Short: "Show and change the cluster file"}
-	cmd.AddCommand(newApply(a), newShow(a), newOptions(a), newClusterList(a))
+	cmd := &cobra.Command{Use: "cluster", Short: "Show and change the cluster file, and whom its hosts trust"}
+	cmd.AddCommand(newApply(a), newShow(a), newOptions(a), newClusterList(a), newClusterTrust(a))
 	return cmd
 }
 

@@ -14,8 +14,9 @@ import (
 const leavePause = time.Second
 
 func newHost(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "host", Short: "List hosts, put them into maintenance mode, prepare this one for its shutdown"}
+	cmd := &cobra.Command{Use: "host", Short: "List and enrol hosts, put them into maintenance mode, prepare this one for its shutdown"}
 	cmd.AddCommand(hostsOfServer(a)...)
+	cmd.AddCommand(newHostToken(a), newEnrol(a))
 	cmd.AddCommand(newStopVMs(a), &cobra.Command{Use: "resume", Short: "Call the shutdown of this host off: it takes VMs again", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			text, err := a.order(c.Context(), fdm.AdminRequest{Leave: &fdm.LeaveRequest{Cancel: true}})

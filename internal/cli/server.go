@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,7 @@ import (
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server"
-	"hanok.dev/hanok/internal/server/work"
+	"hanok.dev/hanok/internal/server/trust"
 	"hanok.dev/hanok/internal/store"
 	"hanok.dev/hanok/internal/version"
 )
@@ -57,6 +58,7 @@ func newServer(a *app) *cobra.Command {
 	var name, listen, metrics, logTarget string
 	var certs []string
 	var own server.TLS
+	var hostLife time.Duration
 	cmd := &cobra.Command{Use: "server", Short: "Run the server (a service starts it); back up and restore its state", Args: cobra.NoArgs,
 		Long: "Run the server: inventory, configuration, tasks, events and the API over all\nclusters. Its state is in etcd: embedded in one directory by default, or an\nexternal cluster. Failover needs no server."}
 	st.add(cmd)
@@ -65,7 +67,8 @@ func newServer(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&own.Cert, "tls-cert", "", "certificate for that address, PEM with its chain (default: of the server's own CA)")
 	cmd.Flags().StringVar(&own.Key, "tls-key", "", "key of that certificate")
 	cmd.Flags().StringSliceVar(&own.Names, "tls-name", nil, "name or address that users reach the server under, besides this machine's own; may be repeated")
-	cmd.Flags().StringSliceVar(&certs, "cluster-pki", nil, "directory with the server's certificate for a cluster (hanok pki issue --server); may be repeated")
+	cmd.Flags().StringSliceVar(&certs, "cluster-pki", nil, "directory with the server's certificate for a cluster whose authority it does not have (hanok pki issue --server); may be repeated")
+	cmd.Flags().DurationVar(&hostLife, "host-certificate-life", trust.HostLife, "how long hosts' certificates last; they are renewed when a third is left, and failover works without a server as long")
 	cmd.Flags().StringVar(&metrics, "metrics-address", DefaultServerMetrics, "address of metrics and health; empty for none")
 	cmd.Flags().StringVar(&logTarget, "log", string(logging.Auto), "where the log goes: auto, journal, syslog or stderr")
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
@@ -76,6 +79,9 @@ func newServer(a *app) *cobra.Command {
 		if listen == "none" {
 			listen = ""
 		}
+		if hostLife < 15*time.Second || hostLife > 2*365*24*time.Hour {
+			return usage("weeks to months are sensible: as long as the server may be down", "--host-certificate-life %v: must be from 15s to two years", hostLife)
+		}
 		if (own.Cert == "") != (own.Key == "") {
 			return usage("give both, or none", "--tls-cert and --tls-key belong together")
 		}
@@ -83,7 +89,7 @@ func newServer(a *app) *cobra.Command {
 			FirstRun: func(link string) {
 				i18n.Fprintf(c.OutOrStdout(), "No user exists yet. This link makes the first administrator; it works once, within 24 hours:\n  %s\nIn a browser, or: hanok login 'LINK' --user NAME\n", link)
 			},
-			Dial: work.TLS(credentialsIn(certs), local.RemotePort)})
+			AgentPort: local.RemotePort, Given: credentialsIn(certs), HostLife: hostLife, TrustInterval: min(time.Minute, hostLife/30)})
 		if err != nil {
 			return err
 		}

@@ -32,8 +32,9 @@ const (
 	HostKey  = "host.key"
 )
 
-// Validity of certificates. Long, because an expired certificate silences a
-// host as surely as a cut cable; `hanok pki show` warns early.
+// Validity of certificates that are made by hand. Long, because nobody renews
+// them and an expired certificate silences a host as surely as a cut cable. A
+// server's own are short (package trust).
 const (
 	CAValidity   = 20 * 365 * 24 * time.Hour
 	HostValidity = 5 * 365 * 24 * time.Hour
@@ -199,14 +200,18 @@ func writePair(dir, certName string, der []byte, keyName string, key any) error 
 	return writePEM(filepath.Join(dir, certName), "CERTIFICATE", der, 0o644)
 }
 
-// writePEM replaces a file whole, so that a crash leaves the old or the new.
 func writePEM(path, kind string, der []byte, mode os.FileMode) error {
+	return writeFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
+}
+
+// writeFile replaces a file whole, so that a crash leaves the old or the new.
+func writeFile(path string, data []byte, mode os.FileMode) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name())
-	err = pem.Encode(tmp, &pem.Block{Type: kind, Bytes: der})
+	_, err = tmp.Write(data)
 	if err == nil {
 		err = tmp.Chmod(mode)
 	}
@@ -216,10 +221,26 @@ func writePEM(path, kind string, der []byte, mode os.FileMode) error {
 	if cerr := tmp.Close(); err == nil {
 		err = cerr
 	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return os.Rename(tmp.Name(), path)
+	return nil
+}
+
+// syncDir makes renames in a directory last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 func refuseExisting(force bool, files ...string) error {

@@ -124,7 +124,7 @@ func verify(ca *x509.CertPool, chain []*x509.Certificate, usage x509.ExtKeyUsage
 	case now.Before(leaf.NotBefore):
 		return Identity{}, refuse(ReasonNotYetValid, "it is valid from %s and this host's clock says %s", leaf.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	case now.After(leaf.NotAfter):
-		return Identity{}, refuse(ReasonExpired, "it expired at %s and this host's clock says %s; issue a new one with `hanok pki issue --force`",
+		return Identity{}, refuse(ReasonExpired, "it expired at %s and this host's clock says %s; enrol that host anew (`hanok host token`), or `hanok pki issue --force`",
 			leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return identityOf(leaf)

@@ -35,10 +35,18 @@ type Credentials struct {
 	// Expires is the end of the certificate's validity, or of the authority's
 	// when that is earlier.
 	Expires time.Time
+	// Authorities are those whose certificates are accepted; Issuer is the one
+	// that signed this certificate.
+	Authorities []*x509.Certificate
+	Issuer      *x509.Certificate
 
 	cert tls.Certificate
+	key  *ecdsa.PrivateKey
 	ca   *x509.CertPool
 }
+
+// Current is c itself: credentials that never change.
+func (c *Credentials) Current() *Credentials { return c }
 
 // Load reads ca.crt, host.crt and host.key of a host (paths.PKIDir) and checks
 // that they belong together. An expired certificate loads, so that the daemon
@@ -47,9 +55,13 @@ func Load(dir string) (*Credentials, error) {
 	fail := func(err error) (*Credentials, error) {
 		return nil, fmt.Errorf("host certificate in %s: %w", dir, err)
 	}
-	ca, err := readCert(filepath.Join(dir, CACert))
+	text, err := readBounded(filepath.Join(dir, CACert))
 	if err != nil {
 		return fail(err)
+	}
+	cas, err := ParseCerts(text)
+	if err != nil {
+		return fail(fmt.Errorf("%s: %w", CACert, err))
 	}
 	leaf, err := readCert(filepath.Join(dir, HostCert))
 	if err != nil {
@@ -60,21 +72,42 @@ func Load(dir string) (*Credentials, error) {
 		return fail(err)
 	}
 	if !key.PublicKey.Equal(leaf.PublicKey) {
-		return fail(fmt.Errorf("%s does not belong to %s; copy both from one `hanok pki issue`", HostKey, HostCert))
+		// A renewal that a crash interrupted, see writeHost.
+		next, err := readCert(filepath.Join(dir, nextCert))
+		if err != nil || !key.PublicKey.Equal(next.PublicKey) {
+			return fail(fmt.Errorf("%s does not belong to %s; enrol the host anew (`hanok host enrol`), or copy both from one `hanok pki issue`", HostKey, HostCert))
+		}
+		leaf = next
 	}
-	if !ca.IsCA {
-		return fail(fmt.Errorf("%s is no CA certificate", CACert))
+	c, err := NewCredentials(cas, leaf, key)
+	if err != nil {
+		return fail(err)
 	}
+	return c, nil
+}
+
+// NewCredentials are those of a certificate and its key among authorities, one
+// of which signed it. It may be expired.
+func NewCredentials(authorities []*x509.Certificate, leaf *x509.Certificate, key *ecdsa.PrivateKey) (*Credentials, error) {
 	pool := x509.NewCertPool()
-	pool.AddCert(ca)
-	c := &Credentials{ca: pool, Expires: leaf.NotAfter,
+	c := &Credentials{ca: pool, Authorities: authorities, Expires: leaf.NotAfter, key: key,
 		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}}
-	if ca.NotAfter.Before(c.Expires) {
-		c.Expires = ca.NotAfter
+	for _, ca := range authorities {
+		if !ca.IsCA {
+			return nil, fmt.Errorf("%q is no CA certificate", ca.Subject)
+		}
+		pool.AddCert(ca)
+		if c.Issuer == nil && leaf.CheckSignatureFrom(ca) == nil {
+			c.Issuer = ca
+		}
+	}
+	if c.Issuer != nil && c.Issuer.NotAfter.Before(c.Expires) {
+		c.Expires = c.Issuer.NotAfter
 	}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		var err error
 		if c.Identity, err = verify(pool, []*x509.Certificate{leaf}, usage, c.Expires); err != nil {
-			return fail(err)
+			return nil, err
 		}
 	}
 	return c, nil
@@ -83,7 +116,7 @@ func Load(dir string) (*Credentials, error) {
 // Check reports whether the certificate is expired at now.
 func (c *Credentials) Check(now time.Time) error {
 	if now.After(c.Expires) {
-		return refuse(ReasonExpired, "this host's certificate expired at %s and its clock says %s; issue a new one with `hanok pki issue --force`",
+		return refuse(ReasonExpired, "this host's certificate expired at %s and its clock says %s; enrol it anew: `hanok host token` on the server, or `hanok pki issue --force`",
 			c.Expires.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return nil
@@ -134,6 +167,12 @@ func (c *Credentials) check(cs tls.ConnectionState, usage x509.ExtKeyUsage, prot
 	return accept(id)
 }
 
+// Recheck reports whether a session that was accepted as a server's or host's
+// would be accepted still: authorities go, and certificates end.
+func (c *Credentials) Recheck(cs tls.ConnectionState, protocol string, accept func(Identity) error) error {
+	return c.check(cs, x509.ExtKeyUsageClientAuth, protocol, accept)
+}
+
 // PeerIdentity returns whom a finished handshake identified.
 func PeerIdentity(cs tls.ConnectionState) (Identity, error) {
 	if len(cs.PeerCertificates) == 0 {
@@ -142,13 +181,18 @@ func PeerIdentity(cs tls.ConnectionState) (Identity, error) {
 	return identityOf(cs.PeerCertificates[0])
 }
 
-func readPEM(path, kind string) ([]byte, error) {
+// readBounded reads a file of at most a byte more than maxFile.
+func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	return io.ReadAll(io.LimitReader(f, maxFile+1))
+}
+
+func readPEM(path, kind string) ([]byte, error) {
+	data, err := readBounded(path)
 	if err != nil {
 		return nil, err
 	}

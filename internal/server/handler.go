@@ -21,6 +21,7 @@ func (s *Server) handler() http.Handler {
 	mux.Handle(hanokv1connect.NewHAServiceHandler(api.HA{API: s.api}, o...))
 	mux.Handle(hanokv1connect.NewAuthServiceHandler(api.Auth{Book: s.book}, o...))
 	mux.Handle(hanokv1connect.NewUserServiceHandler(api.Users{Book: s.book}, o...))
+	mux.Handle(hanokv1connect.NewTrustServiceHandler(api.Trust{API: s.api, Book: s.trust, Reach: s.reach}, o...))
 	mux.Handle(hanokv1connect.NewAuditServiceHandler(api.Audit{API: s.api}, o...))
 	mux.HandleFunc("GET /setup", serveSetup)
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {

@@ -13,11 +13,13 @@ import (
 
 	"connectrpc.com/connect"
 
+	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/access"
 	"hanok.dev/hanok/internal/server/account"
 	"hanok.dev/hanok/internal/server/api"
 	"hanok.dev/hanok/internal/server/audit"
 	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/server/trust"
 	"hanok.dev/hanok/internal/server/work"
 	"hanok.dev/hanok/internal/store"
 )
@@ -47,8 +49,20 @@ type Config struct {
 	// Metrics is an address for metrics and health. Empty: none. With port 0 a
 	// free one is chosen.
 	Metrics string
-	// Dial makes connections to agents; nil: no background work is done here.
+	// Dial makes connections to agents. Default, with AgentPort: TLS, as the
+	// server of the cluster's authority. With neither no background work is done
+	// here.
 	Dial work.Dial
+	// AgentPort is where agents listen for servers.
+	AgentPort uint16
+	// Given finds the server's credentials towards agents of a cluster whose
+	// certificates were made by hand; nil: none.
+	Given func(clusterID string) (*pki.Credentials, error)
+	// HostLife is the life of hosts' certificates. Default trust.HostLife.
+	HostLife time.Duration
+	// TrustInterval is how often each host's certificate is looked at. Default
+	// 1 min.
+	TrustInterval time.Duration
 	// Interval is how often each cluster is asked for its account. Default 1 s.
 	Interval time.Duration
 	// TLS is the certificate that Listen answers with.
@@ -72,6 +86,7 @@ type Server struct {
 	cache *state.Cache
 	api   *api.API
 	book  *account.Book
+	trust *trust.Book
 	addr  net.Addr
 	meter *meter
 
@@ -141,9 +156,14 @@ func (s *Server) Start(ctx context.Context) (err error) {
 	if s.cfg.Access == nil {
 		s.cfg.Access = s.book
 	}
+	s.trust = trust.New(trust.Config{Store: s.store, Server: s.cfg.Name, HostLife: s.cfg.HostLife, Given: s.cfg.Given})
+	if s.cfg.Dial == nil && s.cfg.AgentPort != 0 {
+		s.cfg.Dial = work.TLS(s.trust.Credentials, s.cfg.AgentPort)
+	}
 	if s.cfg.Dial != nil {
 		s.goes(func() {
-			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval})
+			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval,
+				Trust: s.trust, TrustInterval: s.cfg.TrustInterval})
 		})
 	}
 	if err := s.observe(); err != nil {

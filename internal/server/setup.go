@@ -48,6 +48,14 @@ func (s *Server) SetUpLink(ctx context.Context) (string, error) {
 	return fmt.Sprintf("https://%s/setup#setup=%s&fingerprint=%s", s.reachable(), token, s.fingerprint), nil
 }
 
+// reach is what a host needs to find this server and to know it.
+func (s *Server) reach() (address, fingerprint string) {
+	if s.addr == nil || s.cfg.Plain {
+		return "", ""
+	}
+	return "https://" + s.reachable(), s.fingerprint
+}
+
 // reachable is an address to put into a link.
 func (s *Server) reachable() string {
 	host, port, err := net.SplitHostPort(s.addr.String())

@@ -194,7 +194,7 @@ func (n *Node) welcome(raw net.Conn, network string) (*conn, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, handshakeTimeout)
 	defer cancel()
 	t, tc, err := n.shake(ctx, raw, func(c net.Conn) *tls.Conn {
-		return tls.Server(c, n.cfg.Credentials.ServerTLS(protocol, n.member))
+		return tls.Server(c, n.cfg.Credentials.Current().ServerTLS(protocol, n.member))
 	})
 	if err != nil {
 		return nil, err
@@ -285,7 +285,7 @@ func (n *Node) connect(ctx context.Context, p *peer, to Address) (c *conn, err e
 		return nil
 	}
 	t, tc, err := n.shake(ctx, raw, func(c net.Conn) *tls.Conn {
-		return tls.Client(c, n.cfg.Credentials.ClientTLS(protocol, expect))
+		return tls.Client(c, n.cfg.Credentials.Current().ClientTLS(protocol, expect))
 	})
 	if err != nil {
 		return nil, err

@@ -104,10 +104,15 @@ type Peer struct {
 	Addresses []Address
 }
 
+// Credentials are this host's, as they are at the moment (pki.Keeper, or
+// pki.Credentials that never change).
+type Credentials interface{ Current() *pki.Credentials }
+
 // Config says who and where this node is.
 type Config struct {
-	// Credentials prove this host; its name in the cluster comes from them.
-	Credentials *pki.Credentials
+	// Credentials prove this host. They are asked for at each handshake, so that
+	// renewed ones count; the name in the cluster is that of the first.
+	Credentials Credentials
 	// Listen are this host's own addresses, one per heartbeat network. They
 	// need not be up yet.
 	Listen []Address
@@ -153,7 +158,7 @@ type Node struct {
 // New listens on all own addresses and returns the node. It has no peers until
 // SetPeers. Close it.
 func New(cfg Config, handler Handler) (*Node, error) {
-	if cfg.Credentials == nil || len(cfg.Listen) == 0 {
+	if cfg.Credentials == nil || cfg.Credentials.Current() == nil || len(cfg.Listen) == 0 {
 		return nil, errors.New("wire: credentials and at least one own address are required")
 	}
 	if cfg.Port == 0 {
@@ -168,7 +173,7 @@ func New(cfg Config, handler Handler) (*Node, error) {
 	if cfg.Rekey <= 0 {
 		cfg.Rekey = defaultRekey
 	}
-	n := &Node{cfg: cfg, self: cfg.Credentials.Identity.Host, handler: handler, start: time.Now(),
+	n := &Node{cfg: cfg, self: cfg.Credentials.Current().Identity.Host, handler: handler, start: time.Now(),
 		sockets: map[string]*socket{}, own: map[string]netip.Addr{}, log: refusalLog{log: cfg.Log}}
 	if _, err := rand.Read(n.instance[:]); err != nil {
 		return nil, fmt.Errorf("wire: %w", err)

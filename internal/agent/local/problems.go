@@ -13,6 +13,10 @@ import (
 // every 5 s at least.
 const viewOld = 15 * time.Second
 
+// certificateWarning is how long before its end a certificate that was not
+// renewed is a problem; it should have been renewed at least nine days before.
+const certificateWarning = 21 * 24 * time.Hour
+
 // FindProblems fills Problems from the rest: what is wrong, what to do, the
 // gravest first.
 func (s *Status) FindProblems() {
@@ -30,6 +34,11 @@ func (s *Status) FindProblems() {
 	}
 	if !s.Local.Hypervisor {
 		add(self, "systemctl restart libvirtd; running VMs are not affected", "libvirt on this host does not answer: %s", s.Local.HypervisorProblem)
+	}
+	if at := s.Local.CertificateExpires; at != 0 {
+		if left := time.Until(time.Unix(at, 0)); left < certificateWarning {
+			add(self, "a server renews it while it reaches this host; or enrol the host anew: hanok host token "+self, "The certificate of this host ends at %s.", time.Unix(at, 0).UTC().Format(time.RFC3339))
+		}
 	}
 	for _, n := range s.Local.Notices {
 		add(self, "", "%s", n)

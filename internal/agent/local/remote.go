@@ -26,17 +26,22 @@ const (
 	MaxEventLine = 128 << 10
 )
 
-// NewRemoteClient returns a client for a host's agent, for a server with creds.
-// The addresses are tried in order. It keeps one idle connection; close it with
-// Close.
-func NewRemoteClient(creds *pki.Credentials, host model.HostID, addresses []netip.AddrPort) *Client {
-	conf := creds.ClientTLS(RemoteProtocol, func(id pki.Identity) error {
+// NewRemoteClient returns a client for a host's agent, for a server whose
+// credentials are asked for at each handshake. The addresses are tried in order.
+// It keeps one idle connection; close it with Close.
+func NewRemoteClient(credentials func() (*pki.Credentials, error), host model.HostID, addresses []netip.AddrPort) *Client {
+	expect := func(id pki.Identity) error {
 		if id.Host != host {
 			return &pki.Refused{Reason: pki.ReasonWrongHost, Detail: fmt.Sprintf("%s answers where %s was expected", id, host)}
 		}
 		return nil
-	})
+	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		creds, err := credentials()
+		if err != nil {
+			return nil, err
+		}
+		conf := creds.ClientTLS(RemoteProtocol, expect)
 		errs := []error{ErrUnreachable}
 		for _, a := range addresses {
 			c, err := dialTLS(ctx, a, conf)

@@ -19,7 +19,7 @@ import (
 )
 
 // expiryWarning is how long before the end `pki show` begins to warn.
-const expiryWarning = 90 * 24 * time.Hour
+const expiryWarning = 21 * 24 * time.Hour
 
 // New returns the command.
 func New() *cobra.Command {

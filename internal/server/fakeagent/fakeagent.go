@@ -15,6 +15,7 @@ import (
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/work"
 )
 
@@ -32,6 +33,8 @@ type Cluster struct {
 	count   int
 	// Orders are the power orders carried out, as "start web".
 	orders []string
+	trust  map[model.HostID]*pki.Keeper
+	away   map[model.HostID]bool
 }
 
 // New makes a cluster whose hosts have a cluster file in force.

@@ -145,3 +145,14 @@ func (r *remote) Follow(ctx context.Context, after string, own bool, _ func(), e
 	}
 	return errors.Join(lines.Err(), io.EOF)
 }
+
+// Trust implements work.Agent.
+func (r *remote) Trust(context.Context) (*local.Trust, error) { return nil, errNoTrust }
+
+// RequestCertificate implements work.Agent.
+func (r *remote) RequestCertificate(context.Context) ([]byte, error) { return nil, errNoTrust }
+
+// InstallTrust implements work.Agent.
+func (r *remote) InstallTrust(context.Context, local.TrustInstall) (*local.Trust, error) {
+	return nil, errNoTrust
+}

@@ -18,9 +18,12 @@
 //	session/<user id>/<id>          sessions of browsers, likewise
 //	setup                           the one-time link of the first administrator, likewise
 //	authority                       the CA of servers' addresses, with its key
+//	trust/<cluster id>              the CAs of a cluster, with their keys, and how far a replacement is
+//	enrol/<cluster id>/<host>       one-time tokens of hosts, their secrets as digests
+//	hosttrust/<cluster>/<host>      what a host says of its certificate and whom it trusts
 //	audit/<kind>/<id>               who changed what, and who was refused
 //
-// Accounts are JSON records of the package account. All other values are messages of
+// Accounts and trust are JSON records of the packages account and trust. All other values are messages of
 // the API in protobuf, so that a newer server reads what an older one wrote.
 // Cluster files are compressed.
 //

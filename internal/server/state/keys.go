@@ -35,6 +35,9 @@ const (
 	kindSetUp     = "setup"
 	kindAudit     = "audit"
 	kindAuthority = "authority"
+	kindTrust     = "trust"
+	kindEnrol     = "enrol"
+	kindHostTrust = "hosttrust"
 )
 
 // key joins parts; what comes from outside is escaped, so that no name leads
@@ -142,6 +145,22 @@ func SessionsOf(userID string) string { return below(kindSession, userID) }
 // AuthorityKey is where the authority of servers' addresses is kept.
 const AuthorityKey = kindAuthority
 
+// TrustKey names the authorities of a cluster, by its id: they stay when the
+// cluster is removed and added again, because its hosts go on trusting them.
+func TrustKey(clusterID string) string { return key(kindTrust, clusterID) }
+
+// EnrolKey names the one-time token of a host.
+func EnrolKey(clusterID, host string) string { return key(kindEnrol, clusterID, host) }
+
+// EnrolPrefix is above all of them.
+const EnrolPrefix = kindEnrol + "/"
+
+// HostTrustKey names what a host says of its trust.
+func HostTrustKey(cluster, host string) string { return key(kindHostTrust, cluster, host) }
+
+// HostTrustPrefix is above those of a cluster.
+func HostTrustPrefix(cluster string) string { return below(kindHostTrust, cluster) }
+
 // The kinds of entries of the audit log, which are kept apart so that attempts
 // of strangers push no change out.
 const (
@@ -163,7 +182,7 @@ func AuditPrefix(kind string) string {
 // ofCluster are the prefixes of all that belongs to one cluster.
 func ofCluster(cluster string) []string {
 	var out []string
-	for _, k := range []string{kindVersion, kindHost, kindVM, kindDatastore, kindEvent, kindCursor} {
+	for _, k := range []string{kindVersion, kindHost, kindVM, kindDatastore, kindEvent, kindCursor, kindHostTrust} {
 		out = append(out, below(k, cluster))
 	}
 	return out

@@ -7,6 +7,7 @@ import (
 	"hanok.dev/hanok/internal/server/account"
 	"hanok.dev/hanok/internal/server/api"
 	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/server/trust"
 	"hanok.dev/hanok/internal/store"
 )
 
@@ -75,6 +76,15 @@ func (w *worker) cleanOnce(ctx context.Context, events int) error {
 			if ended++; ended > keepTasks {
 				old = append(old, store.Item{Key: state.TaskKey(t.Id)})
 			}
+		}
+	}
+	tokens, _, err := w.Store.List(ctx, state.EnrolPrefix, store.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, it := range tokens {
+		if trust.Over(it.Value, time.Now()) {
+			old = append(old, it)
 		}
 	}
 	done, _, err := w.Store.List(ctx, state.DonePrefix, store.ListOptions{})

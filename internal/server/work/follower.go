@@ -48,6 +48,8 @@ type follower struct {
 	handedAt time.Time
 	seen     uint64 // version of the hosts that was looked into
 	refusal  string // of the version handed over
+
+	trust map[model.HostID]*hanokv1.HostTrust // of this leadership, under w.mu
 }
 
 func newFollower(w *worker, name string) *follower {

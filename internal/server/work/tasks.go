@@ -42,9 +42,12 @@ func (w *worker) task(ctx context.Context, id string) {
 		}
 	}
 	var err error
-	if t.Kind == api.TaskApply {
+	switch t.Kind {
+	case api.TaskApply:
 		err = r.apply(ctx, t)
-	} else {
+	case api.TaskReplaceAuthority:
+		err = r.replaceAuthority(ctx, t)
+	default:
 		err = r.vm(ctx, t)
 	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) {

@@ -17,6 +17,7 @@ import (
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/server/trust"
 	"hanok.dev/hanok/internal/store"
 )
 
@@ -26,6 +27,9 @@ type Agent interface {
 	Admin(ctx context.Context, req fdm.AdminRequest) (fdm.AdminReply, error)
 	Config(ctx context.Context) ([]byte, error)
 	Follow(ctx context.Context, after string, own bool, gap func(), each func(*event.Event) error) error
+	Trust(ctx context.Context) (*local.Trust, error)
+	RequestCertificate(ctx context.Context) ([]byte, error)
+	InstallTrust(ctx context.Context, in local.TrustInstall) (*local.Trust, error)
 	Close()
 }
 
@@ -33,12 +37,8 @@ type Agent interface {
 type Dial func(c *config.Cluster, host model.HostID) (Agent, error)
 
 // TLS dials agents with the server's certificate of the cluster.
-func TLS(credentials func(clusterID string) (*pki.Credentials, error), port uint16) Dial {
+func TLS(credentials func(ctx context.Context, clusterID string) (*pki.Credentials, error), port uint16) Dial {
 	return func(c *config.Cluster, host model.HostID) (Agent, error) {
-		creds, err := credentials(c.ID)
-		if err != nil {
-			return nil, err
-		}
 		var addrs []netip.AddrPort
 		if h := c.HostByName(host); h != nil {
 			for _, n := range c.HeartbeatNetworks() {
@@ -47,7 +47,7 @@ func TLS(credentials func(clusterID string) (*pki.Credentials, error), port uint
 				}
 			}
 		}
-		return local.NewRemoteClient(creds, host, addrs), nil
+		return local.NewRemoteClient(func() (*pki.Credentials, error) { return credentials(context.Background(), c.ID) }, host, addrs), nil
 	}
 }
 
@@ -61,6 +61,10 @@ type Config struct {
 	Log   *slog.Logger
 	// Interval is how often the primary is asked. Default 1 s.
 	Interval time.Duration
+	// Trust looks after the hosts' certificates; nil: nobody does.
+	Trust *trust.Book
+	// TrustInterval is how often each host is looked after. Default 1 min.
+	TrustInterval time.Duration
 	// TaskLimit is how long a task may wait for its outcome. Default 3 min.
 	TaskLimit time.Duration
 }
@@ -75,6 +79,9 @@ func Run(ctx context.Context, cfg Config) {
 	}
 	if cfg.TaskLimit <= 0 {
 		cfg.TaskLimit = 3 * time.Minute
+	}
+	if cfg.TrustInterval <= 0 {
+		cfg.TrustInterval = time.Minute
 	}
 	for ctx.Err() == nil {
 		lead, err := cfg.Store.Lead(ctx, Leadership, cfg.Name)
@@ -156,6 +163,9 @@ func (w *worker) attend(ctx context.Context) {
 			f.stop = cancel
 			w.clusters[name] = f
 			w.wg.Go(func() { f.run(fctx) })
+			if w.Trust != nil {
+				w.wg.Go(func() { f.keepTrust(fctx) })
+			}
 		}
 	}
 	for name, f := range w.clusters {

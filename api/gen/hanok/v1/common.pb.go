@@ -452,7 +452,7 @@ func (x *Problem) GetRemedy() string {
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// applyConfig, startVM, shutdownVM, killVM or unprotectVM.
+	// applyConfig, startVM, shutdownVM, killVM, unprotectVM or replaceAuthority.
 	Kind    string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Cluster string `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// The VM or host that it is about; empty for the cluster.

@@ -1,0 +1,322 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/api/gen/hanok/v1/hanokv1connect"
+	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/pki"
+	"hanok.dev/hanok/internal/server/fakeagent"
+)
+
+// trustRig is a rig whose hosts keep real certificates.
+type trustRig struct {
+	*rig
+	trust   hanokv1connect.TrustServiceClient
+	keepers map[model.HostID]*pki.Keeper
+	dir     string
+}
+
+func newTrustRig(t *testing.T) *trustRig {
+	t.Helper()
+	hosts, err := fakeagent.New(parsed(t, clusterFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &trustRig{keepers: map[model.HostID]*pki.Keeper{}, dir: t.TempDir()}
+	r.open(t, hosts)
+	out, err := r.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: clusterFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ends(out.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	for _, h := range []model.HostID{"host1", "host2", "host3"} {
+		r.enrol(h)
+	}
+	return r
+}
+
+// open starts a server over the rig's directory.
+func (r *trustRig) open(t *testing.T, hosts *fakeagent.Cluster) {
+	t.Helper()
+	cfg := Config{Name: "s1", Interval: 20 * time.Millisecond, TrustInterval: 20 * time.Millisecond,
+		Dial: fakeagent.Dial(func(string) *fakeagent.Cluster { return hosts })}
+	cfg.Store.Dir = r.dir
+	r.rig = &rig{t: t, hosts: hosts}
+	r.serve(start(t, cfg))
+	r.trust = hanokv1connect.NewTrustServiceClient(overSocket(r.Server), "http://server")
+}
+
+func (r *trustRig) token(host string) string {
+	r.t.Helper()
+	out, err := r.trust.CreateHostToken(r.t.Context(), &hanokv1.CreateHostTokenRequest{Cluster: "seoul", Host: host})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out.Token
+}
+
+// enrol gives a host its certificate, as `hanok host enrol` does.
+func (r *trustRig) enrol(host model.HostID) {
+	r.t.Helper()
+	id := pki.Identity{Cluster: "seoul", Host: host}
+	key, request, err := pki.NewRequest(id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	out, err := r.trust.EnrolHost(r.t.Context(), &hanokv1.EnrolHostRequest{Token: r.token(string(host)), Host: string(host), Request: string(request)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	dir := filepath.Join(r.t.TempDir(), string(host))
+	if err := pki.Enrol(dir, []byte(out.Authorities), []byte(out.Certificate), key, id); err != nil {
+		r.t.Fatal(err)
+	}
+	r.keepers[host] = pki.NewKeeper(dir)
+	r.hosts.SetTrust(host, r.keepers[host])
+}
+
+func (r *trustRig) state() *hanokv1.GetTrustResponse {
+	r.t.Helper()
+	out, err := r.trust.GetTrust(r.t.Context(), &hanokv1.GetTrustRequest{Cluster: "seoul"})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+func TestWhoIsEnrolled(t *testing.T) {
+	r := newTrustRig(t)
+	ask := func(token, host, named string) error {
+		_, request, err := pki.NewRequest(pki.Identity{Cluster: "seoul", Host: model.HostID(named)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.trust.EnrolHost(t.Context(), &hanokv1.EnrolHostRequest{Token: token, Host: host, Request: string(request)})
+		return err
+	}
+	token := r.token("host1")
+	for name, tt := range map[string]struct {
+		err  error
+		code connect.Code
+	}{
+		"no token":              {ask("", "host1", "host1"), connect.CodeUnauthenticated},
+		"another's name":        {ask(token, "host2", "host2"), connect.CodePermissionDenied},
+		"another's certificate": {ask(token, "host1", "host2"), connect.CodePermissionDenied},
+		"what is no request": {func() error {
+			_, err := r.trust.EnrolHost(t.Context(), &hanokv1.EnrolHostRequest{Token: token, Host: "host1", Request: "x"})
+			return err
+		}(), connect.CodeInvalidArgument},
+	} {
+		if connect.CodeOf(tt.err) != tt.code {
+			t.Errorf("%s: %v", name, tt.err)
+		}
+	}
+	if err := ask(token, "host1", "host1"); err != nil {
+		t.Errorf("after attempts that were refused: %v", err)
+	}
+	if err := ask(token, "host1", "host1"); connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "used already") {
+		t.Errorf("a second time: %v", err)
+	}
+	for host, code := range map[string]connect.Code{"host9": connect.CodeInvalidArgument, "../host1": connect.CodeInvalidArgument} {
+		if _, err := r.trust.CreateHostToken(t.Context(), &hanokv1.CreateHostTokenRequest{Cluster: "seoul", Host: host}); connect.CodeOf(err) != code {
+			t.Errorf("a token for %s: %v", host, err)
+		}
+	}
+	// Taken out of the cluster file, a host's token is worth nothing.
+	token = r.token("host3")
+	smaller := clusterFile[:strings.Index(clusterFile, "- {name: host3")] + clusterFile[strings.Index(clusterFile, "vms:"):]
+	if _, err := r.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: smaller, ExpectedVersion: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(token, "host3", "host3"); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("a host that was removed: %v", err)
+	}
+}
+
+func TestEnrolmentIsInTheAuditLog(t *testing.T) {
+	r := newTrustRig(t)
+	_, _ = r.trust.EnrolHost(t.Context(), &hanokv1.EnrolHostRequest{Token: "hanok-host:seoul:host1:guess", Host: "host1"})
+	out, err := hanokv1connect.NewAuditServiceClient(overSocket(r.Server), "http://server").ListAudit(t.Context(), &hanokv1.ListAuditRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for _, e := range out.Entries {
+		seen[e.Method+" "+e.Target+" "+e.Result]++
+		if strings.Contains(fmt.Sprint(e), "hanok-host:") {
+			t.Errorf("the log has a token: %v", e)
+		}
+	}
+	if seen["TrustService/CreateHostToken host1 ok"] != 1 || seen["TrustService/EnrolHost host1 ok"] != 1 || seen["TrustService/EnrolHost host1 unauthenticated"]+seen["TrustService/EnrolHost host1 permission_denied"]+seen["TrustService/EnrolHost host1 failed_precondition"] == 0 {
+		t.Errorf("%v", seen)
+	}
+}
+
+// Certificates are renewed by themselves when a third of their life is left, and
+// a host that was away gets its own as soon as it is back.
+func TestHostsAreRenewedInTime(t *testing.T) {
+	hosts, err := fakeagent.New(parsed(t, clusterFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &trustRig{keepers: map[model.HostID]*pki.Keeper{}, dir: t.TempDir()}
+	cfg := Config{Name: "s1", Interval: 20 * time.Millisecond, TrustInterval: 20 * time.Millisecond, HostLife: 6 * time.Second,
+		Dial: fakeagent.Dial(func(string) *fakeagent.Cluster { return hosts })}
+	cfg.Store.Dir = r.dir
+	r.rig = &rig{t: t, hosts: hosts}
+	r.serve(start(t, cfg))
+	r.trust = hanokv1connect.NewTrustServiceClient(overSocket(r.Server), "http://server")
+	if _, err := r.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: clusterFile}); err != nil {
+		t.Fatal(err)
+	}
+	first := map[model.HostID]time.Time{}
+	for _, h := range []model.HostID{"host1", "host2", "host3"} {
+		r.enrol(h)
+		first[h] = r.keepers[h].Current().Expires
+	}
+	hosts.SetAway("host3", true)
+	r.until("two are renewed", func() bool {
+		return r.keepers["host1"].Current().Expires.After(first["host1"]) && r.keepers["host2"].Current().Expires.After(first["host2"])
+	})
+	if !time.Now().Before(first["host1"]) || !r.keepers["host3"].Current().Expires.Equal(first["host3"]) {
+		t.Error("renewed too late, or while away")
+	}
+	hosts.SetAway("host3", false)
+	r.until("the third is renewed", func() bool { return r.keepers["host3"].Current().Expires.After(first["host3"]) })
+}
+
+func (r *trustRig) until(what string, cond func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("not in time: %s; trust: %v", what, r.state())
+		}
+	}
+}
+
+func (r *trustRig) replace(req *hanokv1.ReplaceAuthorityRequest) *hanokv1.Task {
+	r.t.Helper()
+	req.Cluster = "seoul"
+	out, err := r.trust.ReplaceAuthority(r.t.Context(), req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out.Task
+}
+
+// A replacement waits for a host that is away, survives the server, and ends with
+// hosts that trust the new authority alone.
+func TestAuthorityIsReplaced(t *testing.T) {
+	hosts := (*fakeagent.Cluster)(nil)
+	r := newTrustRig(t)
+	hosts = r.hosts
+	old := r.state().Authorities[0].Fingerprint
+	hosts.SetAway("host2", true)
+	var task *hanokv1.Task
+	t.Run("first server", func(t *testing.T) {
+		task = r.replace(&hanokv1.ReplaceAuthorityRequest{IdempotencyKey: "k"})
+		if again := r.replace(&hanokv1.ReplaceAuthorityRequest{IdempotencyKey: "k"}); again.Id != task.Id {
+			t.Error("the same request made two")
+		}
+		if _, err := r.trust.ReplaceAuthority(t.Context(), &hanokv1.ReplaceAuthorityRequest{Cluster: "seoul"}); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+			t.Errorf("a second replacement: %v", err)
+		}
+		r.until("the others trust both", func() bool {
+			return len(r.keepers["host1"].Current().Authorities) == 2 && len(r.keepers["host3"].Current().Authorities) == 2
+		})
+		r.until("the task names who is missing", func() bool {
+			x, err := r.tasks.GetTask(t.Context(), &hanokv1.GetTaskRequest{Task: task.Id})
+			return err == nil && strings.Contains(x.Task.Message, "2 of 3") && strings.Contains(x.Task.Message, "waiting for host2")
+		})
+		if s := r.state(); s.Phase != "distribute" || pki.Fingerprint(r.keepers["host1"].Current().Issuer) != old {
+			t.Errorf("went on without host2: %v", s)
+		}
+	})
+	if err := r.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.open(t, hosts)
+	hosts.SetAway("host2", false)
+	done := r.ends(task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	s := r.state()
+	if len(s.Authorities) != 1 || s.Authorities[0].Fingerprint == old || s.Authorities[0].Fingerprint != done.Target || s.Phase != "" {
+		t.Errorf("afterwards: %v", s)
+	}
+	for h, k := range r.keepers {
+		if c := k.Current(); len(c.Authorities) != 1 || pki.Fingerprint(c.Issuer) != done.Target {
+			t.Errorf("%s: of %s, trusts %d", h, pki.Fingerprint(c.Issuer), len(c.Authorities))
+		}
+	}
+	for _, h := range s.Hosts {
+		if h.Problem != "" || h.Issuer != done.Target {
+			t.Errorf("%v", h)
+		}
+	}
+}
+
+func TestReplacementIsGivenUp(t *testing.T) {
+	r := newTrustRig(t)
+	old := r.state().Authorities[0].Fingerprint
+	r.hosts.SetAway("host2", true)
+	task := r.replace(&hanokv1.ReplaceAuthorityRequest{})
+	r.until("host1 trusts both", func() bool { return len(r.keepers["host1"].Current().Authorities) == 2 })
+	if _, err := r.tasks.CancelTask(t.Context(), &hanokv1.CancelTaskRequest{Task: task.Id}); err != nil {
+		t.Fatal(err)
+	}
+	r.ends(task, hanokv1.TaskState_TASK_STATE_CANCELLED)
+	r.until("host1 trusts the old one alone", func() bool {
+		c := r.keepers["host1"].Current()
+		return len(c.Authorities) == 1 && pki.Fingerprint(c.Authorities[0]) == old
+	})
+}
+
+// An authority of one's own, before the first host and later.
+func TestOwnAuthority(t *testing.T) {
+	r := newTrustRig(t)
+	pem := func() (string, string) {
+		a, err := pki.NewAuthority("seoul", time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, k, err := a.PEM()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(c), string(k)
+	}
+	cert, key := pem()
+	_, other := pem()
+	r.until("hosts are known", func() bool { return r.state().Hosts[0].Issuer != "" })
+	if _, err := r.trust.ImportAuthority(t.Context(), &hanokv1.ImportAuthorityRequest{Cluster: "seoul", Certificate: cert, Key: key}); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("imported beside hosts that trust another: %v", err)
+	}
+	if _, err := r.trust.ReplaceAuthority(t.Context(), &hanokv1.ReplaceAuthorityRequest{Cluster: "seoul", Certificate: cert, Key: other}); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("a key of another: %v", err)
+	}
+	done := r.ends(r.replace(&hanokv1.ReplaceAuthorityRequest{Certificate: cert, Key: key}), hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	mine, err := pki.ParseCerts([]byte(cert))
+	if err != nil || done.Target != pki.Fingerprint(mine[0]) || pki.Fingerprint(r.keepers["host3"].Current().Issuer) != done.Target {
+		t.Errorf("%v: %v", err, done)
+	}
+	fresh := newRigWithoutCluster(t)
+	if _, err := fresh.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: clusterFile}); err != nil {
+		t.Fatal(err)
+	}
+	client := hanokv1connect.NewTrustServiceClient(overSocket(fresh.Server), "http://server")
+	if _, err := client.ImportAuthority(t.Context(), &hanokv1.ImportAuthorityRequest{Cluster: "seoul", Certificate: cert, Key: key}); err != nil {
+		t.Error(err)
+	}
+	s, err := client.GetTrust(t.Context(), &hanokv1.GetTrustRequest{Cluster: "seoul"})
+	if err != nil || len(s.Authorities) != 1 || s.Authorities[0].Fingerprint != pki.Fingerprint(mine[0]) {
+		t.Error(errors.Join(err, fmt.Errorf("%v", s)))
+	}
+}
