@@ -39,6 +39,7 @@ type pattern struct {
 	known string // the translation, with verbs
 	// open: the format continues or is continued by another text.
 	openFront, openBack bool
+	startsWithValue     bool
 	longest             string // part that every such text has
 	weight              int    // letters besides the values
 	expr                string
@@ -105,6 +106,7 @@ func newPattern(english, known string) *pattern {
 	if p.openFront {
 		expr.WriteString(`(.+?)`)
 	}
+	p.startsWithValue = english[0] == '%'
 	values, at := 0, 0
 	literal := func(s string) {
 		expr.WriteString(regexp.QuoteMeta(s))
@@ -183,10 +185,13 @@ func (c *catalogue) match(p *pattern, s string, depth int) (string, bool) {
 		return "", false
 	}
 	values := make([]string, 0, len(m))
-	for _, v := range m[1:] {
+	for i, v := range m[1:] {
 		k := c.text(v, depth+1)
 		if p.weight < telling && k == v && strings.ContainsRune(v, ' ') {
 			return "", false // neither a name nor a text that is known
+		}
+		if k == v && i == 0 && p.startsWithValue && strings.Contains(v, ": ") {
+			return "", false // a text of its own, which this one follows
 		}
 		values = append(values, k)
 	}

@@ -14,6 +14,7 @@ func TestTextsOfEvents(t *testing.T) {
 		"host1":                       "host1",
 		"never written by this house": "never written by this house",
 		"web is not running yet: no host can take it: host1: it is in maintenance; it is tried again when anything changes": "web: 아직 실행되지 않음: 받을 수 있는 호스트가 없음: host1: 유지보수 모드임; 무엇이든 바뀌면 다시 시도함",
+		"  hosts: a map where a list is expected; write a list such as [a, b]":                                              "  hosts: 목록 자리에 a map; [a, b] 같은 목록을 쓰십시오",
 	} {
 		if got := Korean.Text(in); got != want {
 			t.Errorf("Text(%q) = %q, want %q", in, got, want)
