@@ -80,7 +80,7 @@ func New() *cobra.Command {
 	}
 	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newHost(a), newRule(a), newAdmission(a), newLock(a), newAgent(a), newVersion(),
 		newServer(a), newLogin(a), newLogout(a), newUser(a), newToken(a), newAudit(a), newTask(a), newApplyTop(a), newGet(a), newDiff(a), newWatch(a), newMan(),
-		labcmd.New(), simcmd.New(a.live), pkicmd.New(), datastorecmd.New(newDatastoreList(a)))
+		labcmd.New(), simcmd.New(a.live, a.rehearse), pkicmd.New(), datastorecmd.New(newDatastoreList(a)))
 	strict(root)
 	localise(root)
 	return root

@@ -43,8 +43,7 @@ func externalEtcd(t *testing.T) string {
 // A process of its own, so that it can be killed without a word to etcd.
 func startVictimAt(t *testing.T, dir, hosts, endpoint string) *victimServer {
 	t.Helper()
-	t.Setenv("HANOK_TEST_ENDPOINT", endpoint)
-	v := startVictim(t, dir, hosts, 1<<30)
+	v := startVictim(t, dir, hosts, 1<<30, "HANOK_TEST_ENDPOINT="+endpoint)
 	t.Cleanup(func() { _ = v.cmd.Process.Kill() })
 	return v
 }

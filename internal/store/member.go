@@ -24,6 +24,10 @@ const (
 	// quota is the most that the state may take on disk; at it etcd refuses
 	// writes.
 	quota = 4 << 30
+	// tick and election are etcd's clock in ms. A member that is alone waits for
+	// an election before it can answer, and loses it to nobody: a tenth of etcd's
+	// defaults for networks.
+	tick, election = 20, 100
 	// history is how long changes can be resumed.
 	history = "1h"
 	// startLimit is how long etcd may take to be ready.
@@ -45,14 +49,14 @@ func startMember(ctx context.Context, cfg Config) (*member, error) {
 	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	// Paths of sockets are short (108 bytes), those of directories need not be.
-	sockets, err := os.MkdirTemp("", "hanok-etcd-")
+	sockets, err := socketDir(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
 	c := embed.NewConfig()
 	c.Name = "hanok"
 	c.Dir = filepath.Join(cfg.Dir, "etcd")
+	c.TickMs, c.ElectionMs = tick, election
 	socket := func(name string) []url.URL {
 		return []url.URL{{Scheme: "unix", Path: filepath.Join(sockets, name)}}
 	}
@@ -84,6 +88,24 @@ func startMember(ctx context.Context, cfg Config) (*member, error) {
 		m.stop()
 		return nil, fmt.Errorf("the embedded etcd was not ready within %v: is another server using %s?", startLimit, cfg.Dir)
 	}
+}
+
+// maxSocketPath is what Linux takes, less the zero byte at the end (unix(7)).
+const maxSocketPath = 107
+
+// socketDir is where the sockets lie: in the data directory, where a process
+// that was killed leaves nothing behind that the next one does not take over.
+// Only where that path is too long for a socket is it a directory of its own.
+func socketDir(data string) (string, error) {
+	dir := filepath.Join(data, "sockets")
+	abs, err := filepath.Abs(filepath.Join(dir, "client"))
+	if err != nil {
+		return "", err
+	}
+	if len(abs) > maxSocketPath {
+		return os.MkdirTemp("", "hanok-etcd-")
+	}
+	return dir, os.MkdirAll(dir, 0o700)
 }
 
 func (m *member) client() *clientv3.Client { return v3client.New(m.etcd.Server) }

@@ -12,13 +12,13 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/rehearsal"
 	"hanok.dev/hanok/internal/sim"
 )
 
@@ -27,14 +27,7 @@ const maxStatus = 64 << 20
 
 var errNotAll = errors.New("some VMs would not restart")
 
-// rehearsing is what the command was asked.
-type rehearsing struct {
-	cluster *config.Cluster
-	absent  []model.HostID // hosts that are down already
-	seed    uint64
-}
-
-func newRehearse(live Live) *cobra.Command {
+func newRehearse(live Live, server Server) *cobra.Command {
 	var statusFile, format string
 	var hosts []string
 	var two bool
@@ -68,21 +61,26 @@ if the question cannot be answered.`,
 		if format != "" && format != "json" {
 			return usage("-o %s: only json is known", format)
 		}
-		q, err := question(cmd.Context(), live, args, statusFile)
+		ask := Ask{Hosts: hosts, Two: two, Seed: seed}
+		var all []sim.Rehearsal
+		var absent []model.HostID
+		var asked bool
+		var err error
+		if len(args) == 0 && statusFile == "" && server != nil {
+			all, absent, asked, err = runThere(cmd.Context(), server, ask, cmd.ErrOrStderr())
+		}
+		if !asked && err == nil {
+			all, absent, err = runHere(cmd.Context(), live, args, statusFile, ask, cmd.ErrOrStderr())
+		}
 		if err != nil {
 			return err
-		}
-		q.seed = seed
-		all, err := q.run(cmd.Context(), losses(q, hosts, two), cmd.ErrOrStderr())
-		if err != nil {
-			return usageError{err}
 		}
 		if format == "json" {
 			enc := json.NewEncoder(cmd.OutOrStdout())
 			enc.SetIndent("", "  ")
 			err = enc.Encode(all)
 		} else {
-			err = printRehearsals(cmd.OutOrStdout(), q, all)
+			err = printRehearsals(cmd.OutOrStdout(), absent, all)
 		}
 		if err != nil {
 			return err
@@ -98,7 +96,7 @@ if the question cannot be answered.`,
 }
 
 // question reads the cluster and where its VMs run.
-func question(ctx context.Context, live Live, args []string, statusFile string) (*rehearsing, error) {
+func question(ctx context.Context, live Live, args []string, statusFile string) (*rehearsal.Question, error) {
 	if len(args) == 0 {
 		if statusFile != "" {
 			return nil, usage("--status needs the cluster file too")
@@ -107,20 +105,20 @@ func question(ctx context.Context, live Live, args []string, statusFile string) 
 		if err != nil {
 			return nil, err
 		}
-		q := &rehearsing{cluster: c}
-		return q, q.adopt(s)
+		q := &rehearsal.Question{Cluster: c}
+		return q, q.Adopt(s)
 	}
 	c, err := config.ReadFile(args[0])
 	if err != nil {
 		return nil, usageError{err}
 	}
-	q := &rehearsing{cluster: c}
+	q := &rehearsal.Question{Cluster: c}
 	if statusFile == "" {
 		return q, nil
 	}
 	s, err := readStatus(statusFile)
 	if err == nil {
-		err = q.adopt(s)
+		err = q.Adopt(s)
 	}
 	if err != nil {
 		return nil, usage("%s: %w", statusFile, err)
@@ -151,114 +149,67 @@ func readStatus(file string) (*local.Status, error) {
 	return &s, nil
 }
 
-// adopt puts each VM where a status says it runs, and notes what is down.
-func (q *rehearsing) adopt(s *local.Status) error {
-	for i := range s.Hosts {
-		h := &s.Hosts[i]
-		have := q.cluster.HostByName(h.Name)
-		if have == nil {
-			return fmt.Errorf("hosts: %s is not in the cluster file", h.Name)
-		}
-		if h.Memory > 0 {
-			have.Memory = h.Memory
-		}
-		switch h.State {
-		case model.HostFailed, model.HostStandby, model.HostDisconnected:
-			q.absent = append(q.absent, h.Name)
-		}
+// runHere plays each of the losses in this process, and tells a terminal how far
+// it is.
+func runHere(ctx context.Context, live Live, args []string, statusFile string, ask Ask, w io.Writer) ([]sim.Rehearsal, []model.HostID, error) {
+	q, err := question(ctx, live, args, statusFile)
+	if err != nil {
+		return nil, nil, err
 	}
-	runs := map[string]model.HostID{}
-	for _, v := range s.VMs {
-		if q.cluster.VMByName(v.Name) == nil {
-			return fmt.Errorf("vms: %s is not in the cluster file", v.Name)
-		}
-		if v.Host != "" && v.State != model.VMStopped && v.State != model.VMDisabled {
-			runs[v.Name] = v.Host
-		}
+	q.Seed = ask.Seed
+	losses := q.Losses(hostIDs(ask.Hosts), ask.Two)
+	out := make([]sim.Rehearsal, len(losses))
+	p := progress{w: w, of: len(losses)}
+	defer p.end()
+	err = q.Run(ctx, losses, runtime.GOMAXPROCS(0), func(i int, r sim.Rehearsal) error {
+		out[i] = r
+		p.step()
+		return nil
+	})
+	if err != nil {
+		err = usageError{err}
 	}
-	for i := range q.cluster.VMs {
-		v := &q.cluster.VMs[i]
-		if host, ok := runs[v.Name]; ok {
-			v.Host = host
-		} else if v.Requested == model.RequestedStarted {
-			v.Requested = model.RequestedStopped
-		}
-	}
-	return nil
+	return out, q.Absent, err
 }
 
-// losses are the sets of hosts that fail.
-func losses(q *rehearsing, hosts []string, two bool) [][]model.HostID {
-	if len(hosts) > 0 {
-		var set []model.HostID
-		for _, h := range hosts {
-			set = append(set, model.HostID(h))
+// runThere has the server play them, if the command line is about one.
+func runThere(ctx context.Context, server Server, ask Ask, w io.Writer) (out []sim.Rehearsal, absent []model.HostID, asked bool, err error) {
+	p := progress{w: w}
+	defer p.end()
+	asked, err = server(ctx, ask, func(a Answer) {
+		for len(out) < a.Losses {
+			out = append(out, sim.Rehearsal{})
 		}
-		return [][]model.HostID{set}
+		out[a.Loss], absent, p.of = a.Rehearsal, a.Absent, a.Losses
+		p.step()
+	})
+	return out, absent, asked, err
+}
+
+// progress tells a terminal how many losses were played.
+type progress struct {
+	w     io.Writer
+	n, of int
+}
+
+func (p *progress) step() {
+	if p.n++; p.of > 1 && isTerminal(p.w) {
+		i18n.Fprintf(p.w, "\r\033[Krehearsing: %d of %d", p.n, p.of)
 	}
-	var up []model.HostID
-	for i := range q.cluster.Hosts {
-		h := q.cluster.Hosts[i].Name
-		if !q.down(h) {
-			up = append(up, h)
-		}
+}
+
+func (p *progress) end() {
+	if p.of > 1 && isTerminal(p.w) {
+		fmt.Fprint(p.w, "\r\033[K")
 	}
-	var out [][]model.HostID
-	for _, h := range up {
-		out = append(out, []model.HostID{h})
-	}
-	for i := range up {
-		for j := i + 1; two && j < len(up); j++ {
-			out = append(out, []model.HostID{up[i], up[j]})
-		}
+}
+
+func hostIDs(list []string) []model.HostID {
+	var out []model.HostID
+	for _, h := range list {
+		out = append(out, model.HostID(h))
 	}
 	return out
-}
-
-func (q *rehearsing) down(h model.HostID) bool {
-	for _, x := range q.absent {
-		if x == h {
-			return true
-		}
-	}
-	return false
-}
-
-// run rehearses each of the losses, several at once, and tells a terminal how
-// far it is.
-func (q *rehearsing) run(ctx context.Context, losses [][]model.HostID, w io.Writer) ([]sim.Rehearsal, error) {
-	out := make([]sim.Rehearsal, len(losses))
-	done := make(chan struct{}, len(losses))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		show, n := len(losses) > 1 && isTerminal(w), 0
-		for range done {
-			if n++; show {
-				i18n.Fprintf(w, "\r\033[Krehearsing: %d of %d", n, len(losses))
-			}
-		}
-		if show {
-			fmt.Fprint(w, "\r\033[K")
-		}
-	}()
-	for i, failed := range losses {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			r, err := sim.Rehearse(q.cluster, q.absent, failed, q.seed)
-			out[i] = r
-			done <- struct{}{}
-			return err
-		})
-	}
-	err := g.Wait()
-	close(done)
-	<-told
-	return out, err
 }
 
 func isTerminal(w io.Writer) bool {
@@ -270,9 +221,9 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-func printRehearsals(w io.Writer, q *rehearsing, all []sim.Rehearsal) error {
-	if len(q.absent) > 0 {
-		i18n.Fprintf(w, "down already: %s\n", names(q.absent))
+func printRehearsals(w io.Writer, absent []model.HostID, all []sim.Rehearsal) error {
+	if len(absent) > 0 {
+		i18n.Fprintf(w, "down already: %s\n", names(absent))
 	}
 	for _, r := range all {
 		if r.Warning != "" {

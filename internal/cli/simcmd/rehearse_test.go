@@ -34,7 +34,7 @@ const running = `{"hosts":[{"name":"host1","state":"primary","memory":8192},{"na
 
 func rehearse(t *testing.T, live Live, args ...string) (string, error) {
 	t.Helper()
-	cmd := newRehearse(live)
+	cmd := newRehearse(live, nil)
 	var out bytes.Buffer
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)

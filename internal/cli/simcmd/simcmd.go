@@ -26,8 +26,28 @@ import (
 // command line is about.
 type Live func(ctx context.Context) (*config.Cluster, *local.Status, error)
 
+// Ask is a rehearsal of the live cluster.
+type Ask struct {
+	Hosts []string
+	Two   bool
+	Seed  uint64
+}
+
+// Answer is one loss of a rehearsal.
+type Answer struct {
+	// Losses is how many are played in all, Loss which of them this is.
+	Losses, Loss int
+	// Absent are hosts that were down before.
+	Absent []model.HostID
+	sim.Rehearsal
+}
+
+// Server has the server that the command line is about play a rehearsal, and
+// tells each answer; false: it is about the agent of this host.
+type Server func(ctx context.Context, ask Ask, told func(Answer)) (bool, error)
+
 // New returns the command with its subcommands.
-func New(live Live) *cobra.Command {
+func New(live Live, server Server) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "sim", Short: "Simulate whole clusters in virtual time",
 		Long: `Simulate clusters in virtual time: the very code that decides on real hosts,
@@ -35,7 +55,7 @@ over simulated hosts, networks, datastores and guests. Needs no root.`,
 		// Simulations need little memory and make much garbage.
 		PersistentPreRun: func(*cobra.Command, []string) { debug.SetGCPercent(400) },
 	}
-	cmd.AddCommand(newRun(), newFuzz(), newRehearse(live))
+	cmd.AddCommand(newRun(), newFuzz(), newRehearse(live, server))
 	return cmd
 }
 

@@ -81,6 +81,21 @@ func (l Lab) EventLog() string { return filepath.Join(l.DataDir(), "events.jsonl
 // PKIDir holds the cluster CA of the lab.
 func (l Lab) PKIDir() string { return filepath.Join(l.DataDir(), "pki") }
 
+// ServerDir holds the state of the lab's server, ServerPKI its certificate.
+func (l Lab) ServerDir() string { return filepath.Join(l.DataDir(), "server") }
+
+// ServerPKI is the directory of the server's certificate for the hosts.
+func (l Lab) ServerPKI() string { return filepath.Join(l.DataDir(), "server-pki") }
+
+// ServerSocket is where the lab's server listens.
+func (l Lab) ServerSocket() string { return filepath.Join(l.RunDir(), "server.sock") }
+
+// ServerLog is the server's log.
+func (l Lab) ServerLog() string { return filepath.Join(l.DataDir(), "server.log") }
+
+// ServerCgroup is the server's cgroup relative to the cgroup v2 mount.
+func (l Lab) ServerCgroup() string { return filepath.Join(l.Cgroup(), "server") }
+
 // Backing is the directory behind a datastore.
 func (l Lab) Backing(datastore string) string {
 	return filepath.Join(l.DataDir(), "datastores", datastore)

@@ -107,6 +107,13 @@ type StorageRequest struct {
 	Fault     string `json:"fault"`
 }
 
+// PlugRequest connects the network namespace of a process that is no host to
+// the lab's first network, under Address.
+type PlugRequest struct {
+	Pid     int    `json:"pid"`
+	Address string `json:"address"`
+}
+
 // Failure is the body of an answer that is not a success.
 type Failure struct {
 	Error string `json:"error"`

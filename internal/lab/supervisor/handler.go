@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 
 	"hanok.dev/hanok/internal/lab/fusefs"
 	"hanok.dev/hanok/internal/lab/journal"
@@ -52,7 +53,28 @@ func (s *Supervisor) handler() http.Handler {
 		}
 		return n.setFault(r.Datastore, f)
 	}))
+	mux.HandleFunc("POST /plug", action(func(_ context.Context, r PlugRequest) error { return s.plug(r) }))
 	return mux
+}
+
+// guestNumber is the port of what is plugged in and is no host.
+const guestNumber = 60000
+
+// plug connects a process; what was plugged in before is unplugged.
+func (s *Supervisor) plug(r PlugRequest) error {
+	a, err := netip.ParseAddr(r.Address)
+	if err != nil {
+		return fmt.Errorf("address: %w", err)
+	}
+	for i := range s.cluster.Hosts {
+		if s.cluster.Hosts[i].Address[s.cluster.Networks[0].Name] == a {
+			return fmt.Errorf("address: %s is that of %s", a, s.cluster.Hosts[i].Name)
+		}
+	}
+	if err := s.network.Unplug(guestNumber); err != nil {
+		return err
+	}
+	return s.network.Plug(guestNumber, r.Pid, map[string]netip.Addr{s.cluster.Networks[0].Name: a})
 }
 
 func (s *Supervisor) power(ctx context.Context, r PowerRequest) error {

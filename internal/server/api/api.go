@@ -37,10 +37,14 @@ const (
 type API struct {
 	store *store.Store
 	cache *state.Cache
+	// rehearsing is taken by the rehearsal that is played.
+	rehearsing chan struct{}
 }
 
 // New makes the services over a store and the cache that follows it.
-func New(s *store.Store, c *state.Cache) *API { return &API{s, c} }
+func New(s *store.Store, c *state.Cache) *API {
+	return &API{store: s, cache: c, rehearsing: make(chan struct{}, 1)}
+}
 
 // fail makes an error of the API, with what to do if there is something.
 func fail(code connect.Code, remedy, format string, args ...any) error {

@@ -12,10 +12,10 @@ import (
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/config"
-	"hanok.dev/hanok/internal/placement"
 	"hanok.dev/hanok/internal/rules"
 	"hanok.dev/hanok/internal/server/access"
 	"hanok.dev/hanok/internal/server/state"
+	"hanok.dev/hanok/internal/server/view"
 	"hanok.dev/hanok/internal/snapshot"
 	"hanok.dev/hanok/internal/store"
 )
@@ -142,7 +142,7 @@ func effect(c *config.Cluster) ([]*hanokv1.Conflict, *hanokv1.AdmissionEffect) {
 	e := &hanokv1.AdmissionEffect{Policy: string(p.Kind), Ok: true, Text: "admission control is off"}
 	if p.Kind != admission.Off {
 		r := admission.Check(snapshot.State(c, report.Active), p)
-		e.Ok, e.Text = r.Verdict == placement.Yes, r.Reason
+		e = view.Admission(r)
 	}
 	return conflicts(report), e
 }
@@ -150,7 +150,7 @@ func effect(c *config.Cluster) ([]*hanokv1.Conflict, *hanokv1.AdmissionEffect) {
 func conflicts(r rules.Report) []*hanokv1.Conflict {
 	var out []*hanokv1.Conflict
 	for _, c := range r.Conflicts {
-		out = append(out, &hanokv1.Conflict{Rules: c.Rules, Vms: c.VMs, Text: c.Reason})
+		out = append(out, view.Conflict(c))
 	}
 	return out
 }

@@ -259,7 +259,7 @@ func ruleList(cluster string, c *config.Cluster) []*hanokv1.Rule {
 	report := snapshot.Check(c, rules.Options{})
 	byRule := map[string][]*hanokv1.Conflict{}
 	for _, x := range report.Conflicts {
-		byRule[x.Disabled] = append(byRule[x.Disabled], &hanokv1.Conflict{Rules: x.Rules, Vms: x.VMs, Text: x.Reason})
+		byRule[x.Disabled] = append(byRule[x.Disabled], view.Conflict(x))
 	}
 	var out []*hanokv1.Rule
 	for i := range c.Rules {

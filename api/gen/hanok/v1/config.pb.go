@@ -508,9 +508,13 @@ func (x *CheckConfigResponse) GetIneffective() []string {
 type Conflict struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The rules concerned; the last one is the one that does not count.
-	Rules         []string `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
-	Vms           []string `protobuf:"bytes,2,rep,name=vms,proto3" json:"vms,omitempty"`
-	Text          string   `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	Rules []string `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	Vms   []string `protobuf:"bytes,2,rep,name=vms,proto3" json:"vms,omitempty"`
+	Text  string   `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// The rule that does not count; empty for a contradiction that appears only
+	// when hosts are lost, and then those.
+	Disabled      string   `protobuf:"bytes,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Lost          []string `protobuf:"bytes,5,rep,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,13 +570,37 @@ func (x *Conflict) GetText() string {
 	return ""
 }
 
+func (x *Conflict) GetDisabled() string {
+	if x != nil {
+		return x.Disabled
+	}
+	return ""
+}
+
+func (x *Conflict) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
 // AdmissionEffect is what a cluster file means for failover capacity.
 type AdmissionEffect struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy, and whether the promise can be kept.
-	Policy        string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	Ok            bool   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
-	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Ok     bool   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	Text   string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// yes, no or unknown.
+	Verdict string `protobuf:"bytes,4,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// What would make it a yes, each way by itself.
+	Help []string `protobuf:"bytes,5,rep,name=help,proto3" json:"help,omitempty"`
+	// What refuses nothing.
+	Warnings []string `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Hosts whose loss cannot be survived, or was not decided.
+	Lost []string `protobuf:"bytes,7,rep,name=lost,proto3" json:"lost,omitempty"`
+	// Combinations of lost hosts for which a way was found (policy exact).
+	Checked       int32 `protobuf:"varint,8,opt,name=checked,proto3" json:"checked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,6 +654,41 @@ func (x *AdmissionEffect) GetText() string {
 		return x.Text
 	}
 	return ""
+}
+
+func (x *AdmissionEffect) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *AdmissionEffect) GetHelp() []string {
+	if x != nil {
+		return x.Help
+	}
+	return nil
+}
+
+func (x *AdmissionEffect) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *AdmissionEffect) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *AdmissionEffect) GetChecked() int32 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
 }
 
 type ApplyConfigRequest struct {
@@ -1199,15 +1262,22 @@ const file_hanok_v1_config_proto_rawDesc = "" +
 	"\x04yaml\x18\x05 \x01(\tR\x04yaml\x120\n" +
 	"\tconflicts\x18\x06 \x03(\v2\x12.hanok.v1.ConflictR\tconflicts\x127\n" +
 	"\tadmission\x18\a \x01(\v2\x19.hanok.v1.AdmissionEffectR\tadmission\x12 \n" +
-	"\vineffective\x18\b \x03(\tR\vineffective\"F\n" +
+	"\vineffective\x18\b \x03(\tR\vineffective\"v\n" +
 	"\bConflict\x12\x14\n" +
 	"\x05rules\x18\x01 \x03(\tR\x05rules\x12\x10\n" +
 	"\x03vms\x18\x02 \x03(\tR\x03vms\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text\"M\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x1a\n" +
+	"\bdisabled\x18\x04 \x01(\tR\bdisabled\x12\x12\n" +
+	"\x04lost\x18\x05 \x03(\tR\x04lost\"\xc5\x01\n" +
 	"\x0fAdmissionEffect\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text\"\x96\x01\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x18\n" +
+	"\averdict\x18\x04 \x01(\tR\averdict\x12\x12\n" +
+	"\x04help\x18\x05 \x03(\tR\x04help\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12\x12\n" +
+	"\x04lost\x18\a \x03(\tR\x04lost\x12\x18\n" +
+	"\achecked\x18\b \x01(\x05R\achecked\"\x96\x01\n" +
 	"\x12ApplyConfigRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12)\n" +

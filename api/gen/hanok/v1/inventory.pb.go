@@ -48,7 +48,12 @@ type Cluster struct {
 	// Software that the answering host runs.
 	Software string `protobuf:"bytes,16,opt,name=software,proto3" json:"software,omitempty"`
 	// Which host's account this is.
-	ToldBy        string `protobuf:"bytes,17,opt,name=told_by,json=toldBy,proto3" json:"told_by,omitempty"`
+	ToldBy string `protobuf:"bytes,17,opt,name=told_by,json=toldBy,proto3" json:"told_by,omitempty"`
+	// Rules that are not in force, because older ones contradict them.
+	DisabledRules []*Conflict `protobuf:"bytes,18,rep,name=disabled_rules,json=disabledRules,proto3" json:"disabled_rules,omitempty"`
+	// Whether the room is there that admission control keeps; absent when that is
+	// off or not known yet.
+	Admission     *AdmissionEffect `protobuf:"bytes,19,opt,name=admission,proto3" json:"admission,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -202,6 +207,20 @@ func (x *Cluster) GetToldBy() string {
 	return ""
 }
 
+func (x *Cluster) GetDisabledRules() []*Conflict {
+	if x != nil {
+		return x.DisabledRules
+	}
+	return nil
+}
+
+func (x *Cluster) GetAdmission() *AdmissionEffect {
+	if x != nil {
+		return x.Admission
+	}
+	return nil
+}
+
 // Drift is a difference between what is wanted and what hosts work with.
 type Drift struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -300,7 +319,13 @@ type Host struct {
 	FailureDomain string            `protobuf:"bytes,18,opt,name=failure_domain,json=failureDomain,proto3" json:"failure_domain,omitempty"`
 	Maintenance   bool              `protobuf:"varint,19,opt,name=maintenance,proto3" json:"maintenance,omitempty"`
 	// The server follows this host's own events.
-	Followed      bool `protobuf:"varint,20,opt,name=followed,proto3" json:"followed,omitempty"`
+	Followed bool `protobuf:"varint,20,opt,name=followed,proto3" json:"followed,omitempty"`
+	// The datastores chosen for its heartbeats, and what it says of each
+	// heartbeat network.
+	HeartbeatDatastores []string            `protobuf:"bytes,21,rep,name=heartbeat_datastores,json=heartbeatDatastores,proto3" json:"heartbeat_datastores,omitempty"`
+	HeartbeatNetworks   []*HeartbeatNetwork `protobuf:"bytes,22,rep,name=heartbeat_networks,json=heartbeatNetworks,proto3" json:"heartbeat_networks,omitempty"`
+	// What lacks redundancy.
+	Warnings      []string `protobuf:"bytes,23,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,6 +500,90 @@ func (x *Host) GetFollowed() bool {
 	return false
 }
 
+func (x *Host) GetHeartbeatDatastores() []string {
+	if x != nil {
+		return x.HeartbeatDatastores
+	}
+	return nil
+}
+
+func (x *Host) GetHeartbeatNetworks() []*HeartbeatNetwork {
+	if x != nil {
+		return x.HeartbeatNetworks
+	}
+	return nil
+}
+
+func (x *Host) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+// HeartbeatNetwork is a heartbeat network as one host sees it.
+type HeartbeatNetwork struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// It carries the primary's heartbeats.
+	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	// The host sends over it.
+	Used          bool `protobuf:"varint,3,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeartbeatNetwork) Reset() {
+	*x = HeartbeatNetwork{}
+	mi := &file_hanok_v1_inventory_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeartbeatNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeartbeatNetwork) ProtoMessage() {}
+
+func (x *HeartbeatNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_hanok_v1_inventory_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeartbeatNetwork.ProtoReflect.Descriptor instead.
+func (*HeartbeatNetwork) Descriptor() ([]byte, []int) {
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HeartbeatNetwork) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeartbeatNetwork) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *HeartbeatNetwork) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
 // Lease is a host's lease on one datastore.
 type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -488,7 +597,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[3]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +609,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[3]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +622,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{3}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Lease) GetDatastore() string {
@@ -563,14 +672,21 @@ type VM struct {
 	Priority string `protobuf:"bytes,11,opt,name=priority,proto3" json:"priority,omitempty"`
 	Attempts int32  `protobuf:"varint,12,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// When the next attempt is due.
-	RetryAt       *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=retry_at,json=retryAt,proto3" json:"retry_at,omitempty"`
+	RetryAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=retry_at,json=retryAt,proto3" json:"retry_at,omitempty"`
+	// In a restart: its place among those that are not done, from 1; how far it is
+	// towards its ready condition; the VMs that must be ready before it starts.
+	Order    int32    `protobuf:"varint,14,opt,name=order,proto3" json:"order,omitempty"`
+	Ready    string   `protobuf:"bytes,15,opt,name=ready,proto3" json:"ready,omitempty"`
+	WaitsFor []string `protobuf:"bytes,16,rep,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	// Where it ran before a failover brought it elsewhere.
+	Origin        string `protobuf:"bytes,17,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[4]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +698,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[4]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +711,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{4}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VM) GetCluster() string {
@@ -689,6 +805,34 @@ func (x *VM) GetRetryAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *VM) GetOrder() int32 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
+}
+
+func (x *VM) GetReady() string {
+	if x != nil {
+		return x.Ready
+	}
+	return ""
+}
+
+func (x *VM) GetWaitsFor() []string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return nil
+}
+
+func (x *VM) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
 // Datastore is one datastore and its protected list.
 type Datastore struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -708,7 +852,7 @@ type Datastore struct {
 
 func (x *Datastore) Reset() {
 	*x = Datastore{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[5]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +864,7 @@ func (x *Datastore) String() string {
 func (*Datastore) ProtoMessage() {}
 
 func (x *Datastore) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[5]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +877,7 @@ func (x *Datastore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Datastore.ProtoReflect.Descriptor instead.
 func (*Datastore) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{5}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Datastore) GetCluster() string {
@@ -811,7 +955,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[6]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +967,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[6]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +980,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{6}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Network) GetCluster() string {
@@ -870,7 +1014,7 @@ type ListClustersRequest struct {
 
 func (x *ListClustersRequest) Reset() {
 	*x = ListClustersRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[7]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1026,7 @@ func (x *ListClustersRequest) String() string {
 func (*ListClustersRequest) ProtoMessage() {}
 
 func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[7]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1039,7 @@ func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersRequest.ProtoReflect.Descriptor instead.
 func (*ListClustersRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{7}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListClustersRequest) GetPageSize() int32 {
@@ -923,7 +1067,7 @@ type ListClustersResponse struct {
 
 func (x *ListClustersResponse) Reset() {
 	*x = ListClustersResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[8]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1079,7 @@ func (x *ListClustersResponse) String() string {
 func (*ListClustersResponse) ProtoMessage() {}
 
 func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[8]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1092,7 @@ func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersResponse.ProtoReflect.Descriptor instead.
 func (*ListClustersResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{8}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListClustersResponse) GetClusters() []*Cluster {
@@ -981,7 +1125,7 @@ type GetClusterRequest struct {
 
 func (x *GetClusterRequest) Reset() {
 	*x = GetClusterRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[9]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1137,7 @@ func (x *GetClusterRequest) String() string {
 func (*GetClusterRequest) ProtoMessage() {}
 
 func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[9]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1150,7 @@ func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{9}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetClusterRequest) GetCluster() string {
@@ -1025,7 +1169,7 @@ type GetClusterResponse struct {
 
 func (x *GetClusterResponse) Reset() {
 	*x = GetClusterResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[10]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1181,7 @@ func (x *GetClusterResponse) String() string {
 func (*GetClusterResponse) ProtoMessage() {}
 
 func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[10]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1194,7 @@ func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{10}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetClusterResponse) GetCluster() *Cluster {
@@ -1069,7 +1213,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[11]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1225,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[11]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1238,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{11}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetStatusRequest) GetCluster() string {
@@ -1118,7 +1262,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[12]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1274,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[12]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1287,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{12}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetStatusResponse) GetCluster() *Cluster {
@@ -1201,7 +1345,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[13]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1357,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[13]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1370,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{13}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListHostsRequest) GetCluster() string {
@@ -1263,7 +1407,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[14]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1419,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[14]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1432,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{14}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -1322,7 +1466,7 @@ type GetHostRequest struct {
 
 func (x *GetHostRequest) Reset() {
 	*x = GetHostRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[15]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1478,7 @@ func (x *GetHostRequest) String() string {
 func (*GetHostRequest) ProtoMessage() {}
 
 func (x *GetHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[15]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1491,7 @@ func (x *GetHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHostRequest.ProtoReflect.Descriptor instead.
 func (*GetHostRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{15}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetHostRequest) GetCluster() string {
@@ -1373,7 +1517,7 @@ type GetHostResponse struct {
 
 func (x *GetHostResponse) Reset() {
 	*x = GetHostResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[16]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1529,7 @@ func (x *GetHostResponse) String() string {
 func (*GetHostResponse) ProtoMessage() {}
 
 func (x *GetHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[16]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1542,7 @@ func (x *GetHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHostResponse.ProtoReflect.Descriptor instead.
 func (*GetHostResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{16}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetHostResponse) GetHost() *Host {
@@ -1425,7 +1569,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[17]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1581,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[17]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1594,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{17}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListVMsRequest) GetCluster() string {
@@ -1506,7 +1650,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[18]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1662,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[18]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1675,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{18}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -1566,7 +1710,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[19]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1722,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[19]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1735,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{19}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetVMRequest) GetCluster() string {
@@ -1617,7 +1761,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[20]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1773,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[20]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1786,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{20}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -1663,7 +1807,7 @@ type ListDatastoresRequest struct {
 
 func (x *ListDatastoresRequest) Reset() {
 	*x = ListDatastoresRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[21]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1819,7 @@ func (x *ListDatastoresRequest) String() string {
 func (*ListDatastoresRequest) ProtoMessage() {}
 
 func (x *ListDatastoresRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[21]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1832,7 @@ func (x *ListDatastoresRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDatastoresRequest.ProtoReflect.Descriptor instead.
 func (*ListDatastoresRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{21}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListDatastoresRequest) GetCluster() string {
@@ -1723,7 +1867,7 @@ type ListDatastoresResponse struct {
 
 func (x *ListDatastoresResponse) Reset() {
 	*x = ListDatastoresResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[22]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1879,7 @@ func (x *ListDatastoresResponse) String() string {
 func (*ListDatastoresResponse) ProtoMessage() {}
 
 func (x *ListDatastoresResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[22]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1892,7 @@ func (x *ListDatastoresResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDatastoresResponse.ProtoReflect.Descriptor instead.
 func (*ListDatastoresResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{22}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDatastoresResponse) GetDatastores() []*Datastore {
@@ -1783,7 +1927,7 @@ type ListNetworksRequest struct {
 
 func (x *ListNetworksRequest) Reset() {
 	*x = ListNetworksRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[23]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +1939,7 @@ func (x *ListNetworksRequest) String() string {
 func (*ListNetworksRequest) ProtoMessage() {}
 
 func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[23]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +1952,7 @@ func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
 func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{23}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListNetworksRequest) GetCluster() string {
@@ -1842,7 +1986,7 @@ type ListNetworksResponse struct {
 
 func (x *ListNetworksResponse) Reset() {
 	*x = ListNetworksResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[24]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1998,7 @@ func (x *ListNetworksResponse) String() string {
 func (*ListNetworksResponse) ProtoMessage() {}
 
 func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[24]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2011,7 @@ func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
 func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{24}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListNetworksResponse) GetNetworks() []*Network {
@@ -1897,7 +2041,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[25]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2053,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[25]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2066,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{25}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchRequest) GetCluster() string {
@@ -1968,7 +2112,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[26]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2124,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[26]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2137,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{26}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchResponse) GetResumeToken() string {
@@ -2132,7 +2276,7 @@ type Removed struct {
 
 func (x *Removed) Reset() {
 	*x = Removed{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[27]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2288,7 @@ func (x *Removed) String() string {
 func (*Removed) ProtoMessage() {}
 
 func (x *Removed) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[27]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2301,7 @@ func (x *Removed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removed.ProtoReflect.Descriptor instead.
 func (*Removed) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{27}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Removed) GetKind() string {
@@ -2190,7 +2334,7 @@ type Idle struct {
 
 func (x *Idle) Reset() {
 	*x = Idle{}
-	mi := &file_hanok_v1_inventory_proto_msgTypes[28]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2346,7 @@ func (x *Idle) String() string {
 func (*Idle) ProtoMessage() {}
 
 func (x *Idle) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_inventory_proto_msgTypes[28]
+	mi := &file_hanok_v1_inventory_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,14 +2359,14 @@ func (x *Idle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Idle.ProtoReflect.Descriptor instead.
 func (*Idle) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{28}
+	return file_hanok_v1_inventory_proto_rawDescGZIP(), []int{29}
 }
 
 var File_hanok_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_hanok_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"\x18hanok/v1/inventory.proto\x12\bhanok.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hanok/v1/common.proto\x1a\x16hanok/v1/options.proto\"\x93\x04\n" +
+	"\x18hanok/v1/inventory.proto\x12\bhanok.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hanok/v1/common.proto\x1a\x15hanok/v1/config.proto\x1a\x16hanok/v1/options.proto\"\x87\x05\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12'\n" +
@@ -2242,12 +2386,14 @@ const file_hanok_v1_inventory_proto_rawDesc = "" +
 	"\rvms_protected\x18\x0e \x01(\x05R\fvmsProtected\x12%\n" +
 	"\x05drift\x18\x0f \x01(\v2\x0f.hanok.v1.DriftR\x05drift\x12\x1a\n" +
 	"\bsoftware\x18\x10 \x01(\tR\bsoftware\x12\x17\n" +
-	"\atold_by\x18\x11 \x01(\tR\x06toldBy\"w\n" +
+	"\atold_by\x18\x11 \x01(\tR\x06toldBy\x129\n" +
+	"\x0edisabled_rules\x18\x12 \x03(\v2\x12.hanok.v1.ConflictR\rdisabledRules\x127\n" +
+	"\tadmission\x18\x13 \x01(\v2\x19.hanok.v1.AdmissionEffectR\tadmission\"w\n" +
 	"\x05Drift\x12\x14\n" +
 	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12*\n" +
 	"\achanges\x18\x02 \x03(\v2\x10.hanok.v1.ChangeR\achanges\x12\x18\n" +
 	"\aforeign\x18\x03 \x01(\bR\aforeign\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"\x8c\x05\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\xa6\x06\n" +
 	"\x04Host\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2272,15 +2418,22 @@ const file_hanok_v1_inventory_proto_rawDesc = "" +
 	"\x06groups\x18\x11 \x03(\tR\x06groups\x12%\n" +
 	"\x0efailure_domain\x18\x12 \x01(\tR\rfailureDomain\x12 \n" +
 	"\vmaintenance\x18\x13 \x01(\bR\vmaintenance\x12\x1a\n" +
-	"\bfollowed\x18\x14 \x01(\bR\bfollowed\x1a:\n" +
+	"\bfollowed\x18\x14 \x01(\bR\bfollowed\x121\n" +
+	"\x14heartbeat_datastores\x18\x15 \x03(\tR\x13heartbeatDatastores\x12I\n" +
+	"\x12heartbeat_networks\x18\x16 \x03(\v2\x1a.hanok.v1.HeartbeatNetworkR\x11heartbeatNetworks\x12\x1a\n" +
+	"\bwarnings\x18\x17 \x03(\tR\bwarnings\x1a:\n" +
 	"\fAddressEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x10HeartbeatNetwork\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\bR\x04used\"c\n" +
 	"\x05Lease\x12\x1c\n" +
 	"\tdatastore\x18\x01 \x01(\tR\tdatastore\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
-	"\aproblem\x18\x04 \x01(\tR\aproblem\"\xdb\x02\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"\xbc\x03\n" +
 	"\x02VM\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -2295,7 +2448,11 @@ const file_hanok_v1_inventory_proto_rawDesc = "" +
 	" \x01(\bR\x05alive\x12\x1a\n" +
 	"\bpriority\x18\v \x01(\tR\bpriority\x12\x1a\n" +
 	"\battempts\x18\f \x01(\x05R\battempts\x125\n" +
-	"\bretry_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aretryAt\"\xd3\x01\n" +
+	"\bretry_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aretryAt\x12\x14\n" +
+	"\x05order\x18\x0e \x01(\x05R\x05order\x12\x14\n" +
+	"\x05ready\x18\x0f \x01(\tR\x05ready\x12\x1b\n" +
+	"\twaits_for\x18\x10 \x03(\tR\bwaitsFor\x12\x16\n" +
+	"\x06origin\x18\x11 \x01(\tR\x06origin\"\xd3\x01\n" +
 	"\tDatastore\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2427,95 +2584,101 @@ func file_hanok_v1_inventory_proto_rawDescGZIP() []byte {
 	return file_hanok_v1_inventory_proto_rawDescData
 }
 
-var file_hanok_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_hanok_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_hanok_v1_inventory_proto_goTypes = []any{
 	(*Cluster)(nil),                // 0: hanok.v1.Cluster
 	(*Drift)(nil),                  // 1: hanok.v1.Drift
 	(*Host)(nil),                   // 2: hanok.v1.Host
-	(*Lease)(nil),                  // 3: hanok.v1.Lease
-	(*VM)(nil),                     // 4: hanok.v1.VM
-	(*Datastore)(nil),              // 5: hanok.v1.Datastore
-	(*Network)(nil),                // 6: hanok.v1.Network
-	(*ListClustersRequest)(nil),    // 7: hanok.v1.ListClustersRequest
-	(*ListClustersResponse)(nil),   // 8: hanok.v1.ListClustersResponse
-	(*GetClusterRequest)(nil),      // 9: hanok.v1.GetClusterRequest
-	(*GetClusterResponse)(nil),     // 10: hanok.v1.GetClusterResponse
-	(*GetStatusRequest)(nil),       // 11: hanok.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 12: hanok.v1.GetStatusResponse
-	(*ListHostsRequest)(nil),       // 13: hanok.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),      // 14: hanok.v1.ListHostsResponse
-	(*GetHostRequest)(nil),         // 15: hanok.v1.GetHostRequest
-	(*GetHostResponse)(nil),        // 16: hanok.v1.GetHostResponse
-	(*ListVMsRequest)(nil),         // 17: hanok.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 18: hanok.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 19: hanok.v1.GetVMRequest
-	(*GetVMResponse)(nil),          // 20: hanok.v1.GetVMResponse
-	(*ListDatastoresRequest)(nil),  // 21: hanok.v1.ListDatastoresRequest
-	(*ListDatastoresResponse)(nil), // 22: hanok.v1.ListDatastoresResponse
-	(*ListNetworksRequest)(nil),    // 23: hanok.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),   // 24: hanok.v1.ListNetworksResponse
-	(*WatchRequest)(nil),           // 25: hanok.v1.WatchRequest
-	(*WatchResponse)(nil),          // 26: hanok.v1.WatchResponse
-	(*Removed)(nil),                // 27: hanok.v1.Removed
-	(*Idle)(nil),                   // 28: hanok.v1.Idle
-	nil,                            // 29: hanok.v1.Host.AddressEntry
-	(*timestamppb.Timestamp)(nil),  // 30: google.protobuf.Timestamp
-	(*Change)(nil),                 // 31: hanok.v1.Change
-	(*Problem)(nil),                // 32: hanok.v1.Problem
-	(*Task)(nil),                   // 33: hanok.v1.Task
+	(*HeartbeatNetwork)(nil),       // 3: hanok.v1.HeartbeatNetwork
+	(*Lease)(nil),                  // 4: hanok.v1.Lease
+	(*VM)(nil),                     // 5: hanok.v1.VM
+	(*Datastore)(nil),              // 6: hanok.v1.Datastore
+	(*Network)(nil),                // 7: hanok.v1.Network
+	(*ListClustersRequest)(nil),    // 8: hanok.v1.ListClustersRequest
+	(*ListClustersResponse)(nil),   // 9: hanok.v1.ListClustersResponse
+	(*GetClusterRequest)(nil),      // 10: hanok.v1.GetClusterRequest
+	(*GetClusterResponse)(nil),     // 11: hanok.v1.GetClusterResponse
+	(*GetStatusRequest)(nil),       // 12: hanok.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 13: hanok.v1.GetStatusResponse
+	(*ListHostsRequest)(nil),       // 14: hanok.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),      // 15: hanok.v1.ListHostsResponse
+	(*GetHostRequest)(nil),         // 16: hanok.v1.GetHostRequest
+	(*GetHostResponse)(nil),        // 17: hanok.v1.GetHostResponse
+	(*ListVMsRequest)(nil),         // 18: hanok.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 19: hanok.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 20: hanok.v1.GetVMRequest
+	(*GetVMResponse)(nil),          // 21: hanok.v1.GetVMResponse
+	(*ListDatastoresRequest)(nil),  // 22: hanok.v1.ListDatastoresRequest
+	(*ListDatastoresResponse)(nil), // 23: hanok.v1.ListDatastoresResponse
+	(*ListNetworksRequest)(nil),    // 24: hanok.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),   // 25: hanok.v1.ListNetworksResponse
+	(*WatchRequest)(nil),           // 26: hanok.v1.WatchRequest
+	(*WatchResponse)(nil),          // 27: hanok.v1.WatchResponse
+	(*Removed)(nil),                // 28: hanok.v1.Removed
+	(*Idle)(nil),                   // 29: hanok.v1.Idle
+	nil,                            // 30: hanok.v1.Host.AddressEntry
+	(*timestamppb.Timestamp)(nil),  // 31: google.protobuf.Timestamp
+	(*Conflict)(nil),               // 32: hanok.v1.Conflict
+	(*AdmissionEffect)(nil),        // 33: hanok.v1.AdmissionEffect
+	(*Change)(nil),                 // 34: hanok.v1.Change
+	(*Problem)(nil),                // 35: hanok.v1.Problem
+	(*Task)(nil),                   // 36: hanok.v1.Task
 }
 var file_hanok_v1_inventory_proto_depIdxs = []int32{
-	30, // 0: hanok.v1.Cluster.reported:type_name -> google.protobuf.Timestamp
+	31, // 0: hanok.v1.Cluster.reported:type_name -> google.protobuf.Timestamp
 	1,  // 1: hanok.v1.Cluster.drift:type_name -> hanok.v1.Drift
-	31, // 2: hanok.v1.Drift.changes:type_name -> hanok.v1.Change
-	3,  // 3: hanok.v1.Host.leases:type_name -> hanok.v1.Lease
-	29, // 4: hanok.v1.Host.address:type_name -> hanok.v1.Host.AddressEntry
-	30, // 5: hanok.v1.VM.retry_at:type_name -> google.protobuf.Timestamp
-	0,  // 6: hanok.v1.ListClustersResponse.clusters:type_name -> hanok.v1.Cluster
-	0,  // 7: hanok.v1.GetClusterResponse.cluster:type_name -> hanok.v1.Cluster
-	0,  // 8: hanok.v1.GetStatusResponse.cluster:type_name -> hanok.v1.Cluster
-	2,  // 9: hanok.v1.GetStatusResponse.hosts:type_name -> hanok.v1.Host
-	4,  // 10: hanok.v1.GetStatusResponse.vms:type_name -> hanok.v1.VM
-	5,  // 11: hanok.v1.GetStatusResponse.datastores:type_name -> hanok.v1.Datastore
-	32, // 12: hanok.v1.GetStatusResponse.problems:type_name -> hanok.v1.Problem
-	2,  // 13: hanok.v1.ListHostsResponse.hosts:type_name -> hanok.v1.Host
-	2,  // 14: hanok.v1.GetHostResponse.host:type_name -> hanok.v1.Host
-	4,  // 15: hanok.v1.ListVMsResponse.vms:type_name -> hanok.v1.VM
-	4,  // 16: hanok.v1.GetVMResponse.vm:type_name -> hanok.v1.VM
-	5,  // 17: hanok.v1.ListDatastoresResponse.datastores:type_name -> hanok.v1.Datastore
-	6,  // 18: hanok.v1.ListNetworksResponse.networks:type_name -> hanok.v1.Network
-	0,  // 19: hanok.v1.WatchResponse.cluster:type_name -> hanok.v1.Cluster
-	2,  // 20: hanok.v1.WatchResponse.host:type_name -> hanok.v1.Host
-	4,  // 21: hanok.v1.WatchResponse.vm:type_name -> hanok.v1.VM
-	5,  // 22: hanok.v1.WatchResponse.datastore:type_name -> hanok.v1.Datastore
-	33, // 23: hanok.v1.WatchResponse.task:type_name -> hanok.v1.Task
-	27, // 24: hanok.v1.WatchResponse.removed:type_name -> hanok.v1.Removed
-	28, // 25: hanok.v1.WatchResponse.idle:type_name -> hanok.v1.Idle
-	7,  // 26: hanok.v1.InventoryService.ListClusters:input_type -> hanok.v1.ListClustersRequest
-	9,  // 27: hanok.v1.InventoryService.GetCluster:input_type -> hanok.v1.GetClusterRequest
-	11, // 28: hanok.v1.InventoryService.GetStatus:input_type -> hanok.v1.GetStatusRequest
-	13, // 29: hanok.v1.InventoryService.ListHosts:input_type -> hanok.v1.ListHostsRequest
-	15, // 30: hanok.v1.InventoryService.GetHost:input_type -> hanok.v1.GetHostRequest
-	17, // 31: hanok.v1.InventoryService.ListVMs:input_type -> hanok.v1.ListVMsRequest
-	19, // 32: hanok.v1.InventoryService.GetVM:input_type -> hanok.v1.GetVMRequest
-	21, // 33: hanok.v1.InventoryService.ListDatastores:input_type -> hanok.v1.ListDatastoresRequest
-	23, // 34: hanok.v1.InventoryService.ListNetworks:input_type -> hanok.v1.ListNetworksRequest
-	25, // 35: hanok.v1.InventoryService.Watch:input_type -> hanok.v1.WatchRequest
-	8,  // 36: hanok.v1.InventoryService.ListClusters:output_type -> hanok.v1.ListClustersResponse
-	10, // 37: hanok.v1.InventoryService.GetCluster:output_type -> hanok.v1.GetClusterResponse
-	12, // 38: hanok.v1.InventoryService.GetStatus:output_type -> hanok.v1.GetStatusResponse
-	14, // 39: hanok.v1.InventoryService.ListHosts:output_type -> hanok.v1.ListHostsResponse
-	16, // 40: hanok.v1.InventoryService.GetHost:output_type -> hanok.v1.GetHostResponse
-	18, // 41: hanok.v1.InventoryService.ListVMs:output_type -> hanok.v1.ListVMsResponse
-	20, // 42: hanok.v1.InventoryService.GetVM:output_type -> hanok.v1.GetVMResponse
-	22, // 43: hanok.v1.InventoryService.ListDatastores:output_type -> hanok.v1.ListDatastoresResponse
-	24, // 44: hanok.v1.InventoryService.ListNetworks:output_type -> hanok.v1.ListNetworksResponse
-	26, // 45: hanok.v1.InventoryService.Watch:output_type -> hanok.v1.WatchResponse
-	36, // [36:46] is the sub-list for method output_type
-	26, // [26:36] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	32, // 2: hanok.v1.Cluster.disabled_rules:type_name -> hanok.v1.Conflict
+	33, // 3: hanok.v1.Cluster.admission:type_name -> hanok.v1.AdmissionEffect
+	34, // 4: hanok.v1.Drift.changes:type_name -> hanok.v1.Change
+	4,  // 5: hanok.v1.Host.leases:type_name -> hanok.v1.Lease
+	30, // 6: hanok.v1.Host.address:type_name -> hanok.v1.Host.AddressEntry
+	3,  // 7: hanok.v1.Host.heartbeat_networks:type_name -> hanok.v1.HeartbeatNetwork
+	31, // 8: hanok.v1.VM.retry_at:type_name -> google.protobuf.Timestamp
+	0,  // 9: hanok.v1.ListClustersResponse.clusters:type_name -> hanok.v1.Cluster
+	0,  // 10: hanok.v1.GetClusterResponse.cluster:type_name -> hanok.v1.Cluster
+	0,  // 11: hanok.v1.GetStatusResponse.cluster:type_name -> hanok.v1.Cluster
+	2,  // 12: hanok.v1.GetStatusResponse.hosts:type_name -> hanok.v1.Host
+	5,  // 13: hanok.v1.GetStatusResponse.vms:type_name -> hanok.v1.VM
+	6,  // 14: hanok.v1.GetStatusResponse.datastores:type_name -> hanok.v1.Datastore
+	35, // 15: hanok.v1.GetStatusResponse.problems:type_name -> hanok.v1.Problem
+	2,  // 16: hanok.v1.ListHostsResponse.hosts:type_name -> hanok.v1.Host
+	2,  // 17: hanok.v1.GetHostResponse.host:type_name -> hanok.v1.Host
+	5,  // 18: hanok.v1.ListVMsResponse.vms:type_name -> hanok.v1.VM
+	5,  // 19: hanok.v1.GetVMResponse.vm:type_name -> hanok.v1.VM
+	6,  // 20: hanok.v1.ListDatastoresResponse.datastores:type_name -> hanok.v1.Datastore
+	7,  // 21: hanok.v1.ListNetworksResponse.networks:type_name -> hanok.v1.Network
+	0,  // 22: hanok.v1.WatchResponse.cluster:type_name -> hanok.v1.Cluster
+	2,  // 23: hanok.v1.WatchResponse.host:type_name -> hanok.v1.Host
+	5,  // 24: hanok.v1.WatchResponse.vm:type_name -> hanok.v1.VM
+	6,  // 25: hanok.v1.WatchResponse.datastore:type_name -> hanok.v1.Datastore
+	36, // 26: hanok.v1.WatchResponse.task:type_name -> hanok.v1.Task
+	28, // 27: hanok.v1.WatchResponse.removed:type_name -> hanok.v1.Removed
+	29, // 28: hanok.v1.WatchResponse.idle:type_name -> hanok.v1.Idle
+	8,  // 29: hanok.v1.InventoryService.ListClusters:input_type -> hanok.v1.ListClustersRequest
+	10, // 30: hanok.v1.InventoryService.GetCluster:input_type -> hanok.v1.GetClusterRequest
+	12, // 31: hanok.v1.InventoryService.GetStatus:input_type -> hanok.v1.GetStatusRequest
+	14, // 32: hanok.v1.InventoryService.ListHosts:input_type -> hanok.v1.ListHostsRequest
+	16, // 33: hanok.v1.InventoryService.GetHost:input_type -> hanok.v1.GetHostRequest
+	18, // 34: hanok.v1.InventoryService.ListVMs:input_type -> hanok.v1.ListVMsRequest
+	20, // 35: hanok.v1.InventoryService.GetVM:input_type -> hanok.v1.GetVMRequest
+	22, // 36: hanok.v1.InventoryService.ListDatastores:input_type -> hanok.v1.ListDatastoresRequest
+	24, // 37: hanok.v1.InventoryService.ListNetworks:input_type -> hanok.v1.ListNetworksRequest
+	26, // 38: hanok.v1.InventoryService.Watch:input_type -> hanok.v1.WatchRequest
+	9,  // 39: hanok.v1.InventoryService.ListClusters:output_type -> hanok.v1.ListClustersResponse
+	11, // 40: hanok.v1.InventoryService.GetCluster:output_type -> hanok.v1.GetClusterResponse
+	13, // 41: hanok.v1.InventoryService.GetStatus:output_type -> hanok.v1.GetStatusResponse
+	15, // 42: hanok.v1.InventoryService.ListHosts:output_type -> hanok.v1.ListHostsResponse
+	17, // 43: hanok.v1.InventoryService.GetHost:output_type -> hanok.v1.GetHostResponse
+	19, // 44: hanok.v1.InventoryService.ListVMs:output_type -> hanok.v1.ListVMsResponse
+	21, // 45: hanok.v1.InventoryService.GetVM:output_type -> hanok.v1.GetVMResponse
+	23, // 46: hanok.v1.InventoryService.ListDatastores:output_type -> hanok.v1.ListDatastoresResponse
+	25, // 47: hanok.v1.InventoryService.ListNetworks:output_type -> hanok.v1.ListNetworksResponse
+	27, // 48: hanok.v1.InventoryService.Watch:output_type -> hanok.v1.WatchResponse
+	39, // [39:49] is the sub-list for method output_type
+	29, // [29:39] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_hanok_v1_inventory_proto_init() }
@@ -2524,8 +2687,9 @@ func file_hanok_v1_inventory_proto_init() {
 		return
 	}
 	file_hanok_v1_common_proto_init()
+	file_hanok_v1_config_proto_init()
 	file_hanok_v1_options_proto_init()
-	file_hanok_v1_inventory_proto_msgTypes[26].OneofWrappers = []any{
+	file_hanok_v1_inventory_proto_msgTypes[27].OneofWrappers = []any{
 		(*WatchResponse_Cluster)(nil),
 		(*WatchResponse_Host)(nil),
 		(*WatchResponse_Vm)(nil),
@@ -2540,7 +2704,7 @@ func file_hanok_v1_inventory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hanok_v1_inventory_proto_rawDesc), len(file_hanok_v1_inventory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

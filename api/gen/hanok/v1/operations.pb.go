@@ -1843,6 +1843,272 @@ func (x *GetFailoverResponse) GetConclusion() string {
 	return ""
 }
 
+type RehearseRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// A cluster file to rehearse instead of the wanted one; VMs are where they run
+	// now all the same.
+	Yaml string `protobuf:"bytes,2,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	// These hosts fail at once; empty: each host that is up, alone.
+	Hosts []string `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Without hosts: also every two at once.
+	Two bool `protobuf:"varint,4,opt,name=two,proto3" json:"two,omitempty"`
+	// What is left to chance; 0 is 1.
+	Seed          uint64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RehearseRequest) Reset() {
+	*x = RehearseRequest{}
+	mi := &file_hanok_v1_operations_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearseRequest) ProtoMessage() {}
+
+func (x *RehearseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hanok_v1_operations_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearseRequest.ProtoReflect.Descriptor instead.
+func (*RehearseRequest) Descriptor() ([]byte, []int) {
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RehearseRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *RehearseRequest) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+func (x *RehearseRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *RehearseRequest) GetTwo() bool {
+	if x != nil {
+		return x.Two
+	}
+	return false
+}
+
+func (x *RehearseRequest) GetSeed() uint64 {
+	if x != nil {
+		return x.Seed
+	}
+	return 0
+}
+
+type RehearseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many losses are played in all, and which of them this is, from 0.
+	Losses int32 `protobuf:"varint,1,opt,name=losses,proto3" json:"losses,omitempty"`
+	Loss   int32 `protobuf:"varint,2,opt,name=loss,proto3" json:"loss,omitempty"`
+	// The hosts that lose power at one moment.
+	Failed []string `protobuf:"bytes,3,rep,name=failed,proto3" json:"failed,omitempty"`
+	// The VMs that ran on them.
+	Vms []*RehearsedVM `protobuf:"bytes,4,rep,name=vms,proto3" json:"vms,omitempty"`
+	// When the last of the VMs that restart runs again, from the loss.
+	Seconds float64 `protobuf:"fixed64,5,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	// How many do not restart within two minutes.
+	Down int32 `protobuf:"varint,6,opt,name=down,proto3" json:"down,omitempty"`
+	// What was not in order before the loss; empty if all was.
+	Warning string `protobuf:"bytes,7,opt,name=warning,proto3" json:"warning,omitempty"`
+	// Hosts that were down before.
+	Absent        []string `protobuf:"bytes,8,rep,name=absent,proto3" json:"absent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RehearseResponse) Reset() {
+	*x = RehearseResponse{}
+	mi := &file_hanok_v1_operations_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearseResponse) ProtoMessage() {}
+
+func (x *RehearseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hanok_v1_operations_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearseResponse.ProtoReflect.Descriptor instead.
+func (*RehearseResponse) Descriptor() ([]byte, []int) {
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RehearseResponse) GetLosses() int32 {
+	if x != nil {
+		return x.Losses
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetLoss() int32 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetFailed() []string {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+func (x *RehearseResponse) GetVms() []*RehearsedVM {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *RehearseResponse) GetSeconds() float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetDown() int32 {
+	if x != nil {
+		return x.Down
+	}
+	return 0
+}
+
+func (x *RehearseResponse) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
+func (x *RehearseResponse) GetAbsent() []string {
+	if x != nil {
+		return x.Absent
+	}
+	return nil
+}
+
+// RehearsedVM is a VM of hosts that are lost in a rehearsal.
+type RehearsedVM struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	From  string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	// Where and how soon it runs again; empty if it does not, because of reason.
+	To            string  `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Seconds       float64 `protobuf:"fixed64,4,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	Reason        string  `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RehearsedVM) Reset() {
+	*x = RehearsedVM{}
+	mi := &file_hanok_v1_operations_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearsedVM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearsedVM) ProtoMessage() {}
+
+func (x *RehearsedVM) ProtoReflect() protoreflect.Message {
+	mi := &file_hanok_v1_operations_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearsedVM.ProtoReflect.Descriptor instead.
+func (*RehearsedVM) Descriptor() ([]byte, []int) {
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RehearsedVM) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RehearsedVM) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RehearsedVM) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RehearsedVM) GetSeconds() float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *RehearsedVM) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // ControlRow is the first row of the agent status page.
 type ControlRow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1863,7 +2129,7 @@ type ControlRow struct {
 
 func (x *ControlRow) Reset() {
 	*x = ControlRow{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[28]
+	mi := &file_hanok_v1_operations_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2141,7 @@ func (x *ControlRow) String() string {
 func (*ControlRow) ProtoMessage() {}
 
 func (x *ControlRow) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[28]
+	mi := &file_hanok_v1_operations_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2154,7 @@ func (x *ControlRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlRow.ProtoReflect.Descriptor instead.
 func (*ControlRow) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{28}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ControlRow) GetNode() string {
@@ -1954,7 +2220,7 @@ type AgentRow struct {
 
 func (x *AgentRow) Reset() {
 	*x = AgentRow{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[29]
+	mi := &file_hanok_v1_operations_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2232,7 @@ func (x *AgentRow) String() string {
 func (*AgentRow) ProtoMessage() {}
 
 func (x *AgentRow) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[29]
+	mi := &file_hanok_v1_operations_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2245,7 @@ func (x *AgentRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentRow.ProtoReflect.Descriptor instead.
 func (*AgentRow) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{29}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AgentRow) GetNode() string {
@@ -2061,7 +2327,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[30]
+	mi := &file_hanok_v1_operations_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2339,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[30]
+	mi := &file_hanok_v1_operations_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2352,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{30}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Resource) GetCluster() string {
@@ -2212,7 +2478,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[31]
+	mi := &file_hanok_v1_operations_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2490,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[31]
+	mi := &file_hanok_v1_operations_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2503,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{31}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Rule) GetCluster() string {
@@ -2320,7 +2586,7 @@ type NodeWeight struct {
 
 func (x *NodeWeight) Reset() {
 	*x = NodeWeight{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[32]
+	mi := &file_hanok_v1_operations_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2598,7 @@ func (x *NodeWeight) String() string {
 func (*NodeWeight) ProtoMessage() {}
 
 func (x *NodeWeight) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[32]
+	mi := &file_hanok_v1_operations_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2611,7 @@ func (x *NodeWeight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeWeight.ProtoReflect.Descriptor instead.
 func (*NodeWeight) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{32}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeWeight) GetNode() string {
@@ -2371,7 +2637,7 @@ type GetHAStatusRequest struct {
 
 func (x *GetHAStatusRequest) Reset() {
 	*x = GetHAStatusRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[33]
+	mi := &file_hanok_v1_operations_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2649,7 @@ func (x *GetHAStatusRequest) String() string {
 func (*GetHAStatusRequest) ProtoMessage() {}
 
 func (x *GetHAStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[33]
+	mi := &file_hanok_v1_operations_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2662,7 @@ func (x *GetHAStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHAStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetHAStatusRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{33}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetHAStatusRequest) GetCluster() string {
@@ -2424,7 +2690,7 @@ type GetHAStatusResponse struct {
 
 func (x *GetHAStatusResponse) Reset() {
 	*x = GetHAStatusResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[34]
+	mi := &file_hanok_v1_operations_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2702,7 @@ func (x *GetHAStatusResponse) String() string {
 func (*GetHAStatusResponse) ProtoMessage() {}
 
 func (x *GetHAStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[34]
+	mi := &file_hanok_v1_operations_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2715,7 @@ func (x *GetHAStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHAStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetHAStatusResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{34}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetHAStatusResponse) GetControl() *ControlRow {
@@ -2519,7 +2785,7 @@ type ListResourcesRequest struct {
 
 func (x *ListResourcesRequest) Reset() {
 	*x = ListResourcesRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[35]
+	mi := &file_hanok_v1_operations_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2797,7 @@ func (x *ListResourcesRequest) String() string {
 func (*ListResourcesRequest) ProtoMessage() {}
 
 func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[35]
+	mi := &file_hanok_v1_operations_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2810,7 @@ func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesRequest.ProtoReflect.Descriptor instead.
 func (*ListResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{35}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListResourcesRequest) GetCluster() string {
@@ -2579,7 +2845,7 @@ type ListResourcesResponse struct {
 
 func (x *ListResourcesResponse) Reset() {
 	*x = ListResourcesResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[36]
+	mi := &file_hanok_v1_operations_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2857,7 @@ func (x *ListResourcesResponse) String() string {
 func (*ListResourcesResponse) ProtoMessage() {}
 
 func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[36]
+	mi := &file_hanok_v1_operations_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2870,7 @@ func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesResponse.ProtoReflect.Descriptor instead.
 func (*ListResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{36}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListResourcesResponse) GetResources() []*Resource {
@@ -2640,7 +2906,7 @@ type PutResourceRequest struct {
 
 func (x *PutResourceRequest) Reset() {
 	*x = PutResourceRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[37]
+	mi := &file_hanok_v1_operations_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2918,7 @@ func (x *PutResourceRequest) String() string {
 func (*PutResourceRequest) ProtoMessage() {}
 
 func (x *PutResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[37]
+	mi := &file_hanok_v1_operations_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2931,7 @@ func (x *PutResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResourceRequest.ProtoReflect.Descriptor instead.
 func (*PutResourceRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{37}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PutResourceRequest) GetCluster() string {
@@ -2706,7 +2972,7 @@ type PutResourceResponse struct {
 
 func (x *PutResourceResponse) Reset() {
 	*x = PutResourceResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[38]
+	mi := &file_hanok_v1_operations_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2984,7 @@ func (x *PutResourceResponse) String() string {
 func (*PutResourceResponse) ProtoMessage() {}
 
 func (x *PutResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[38]
+	mi := &file_hanok_v1_operations_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2997,7 @@ func (x *PutResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResourceResponse.ProtoReflect.Descriptor instead.
 func (*PutResourceResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{38}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PutResourceResponse) GetVersion() uint64 {
@@ -2761,7 +3027,7 @@ type RemoveResourceRequest struct {
 
 func (x *RemoveResourceRequest) Reset() {
 	*x = RemoveResourceRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[39]
+	mi := &file_hanok_v1_operations_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +3039,7 @@ func (x *RemoveResourceRequest) String() string {
 func (*RemoveResourceRequest) ProtoMessage() {}
 
 func (x *RemoveResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[39]
+	mi := &file_hanok_v1_operations_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +3052,7 @@ func (x *RemoveResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResourceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveResourceRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{39}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveResourceRequest) GetCluster() string {
@@ -2827,7 +3093,7 @@ type RemoveResourceResponse struct {
 
 func (x *RemoveResourceResponse) Reset() {
 	*x = RemoveResourceResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[40]
+	mi := &file_hanok_v1_operations_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3105,7 @@ func (x *RemoveResourceResponse) String() string {
 func (*RemoveResourceResponse) ProtoMessage() {}
 
 func (x *RemoveResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[40]
+	mi := &file_hanok_v1_operations_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3118,7 @@ func (x *RemoveResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResourceResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResourceResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{40}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RemoveResourceResponse) GetVersion() uint64 {
@@ -2882,7 +3148,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[41]
+	mi := &file_hanok_v1_operations_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3160,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[41]
+	mi := &file_hanok_v1_operations_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3173,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{41}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListRulesRequest) GetCluster() string {
@@ -2949,7 +3215,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[42]
+	mi := &file_hanok_v1_operations_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3227,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[42]
+	mi := &file_hanok_v1_operations_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3240,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{42}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -3010,7 +3276,7 @@ type PutRuleRequest struct {
 
 func (x *PutRuleRequest) Reset() {
 	*x = PutRuleRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[43]
+	mi := &file_hanok_v1_operations_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3288,7 @@ func (x *PutRuleRequest) String() string {
 func (*PutRuleRequest) ProtoMessage() {}
 
 func (x *PutRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[43]
+	mi := &file_hanok_v1_operations_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3301,7 @@ func (x *PutRuleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRuleRequest.ProtoReflect.Descriptor instead.
 func (*PutRuleRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{43}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PutRuleRequest) GetCluster() string {
@@ -3077,7 +3343,7 @@ type PutRuleResponse struct {
 
 func (x *PutRuleResponse) Reset() {
 	*x = PutRuleResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[44]
+	mi := &file_hanok_v1_operations_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3089,7 +3355,7 @@ func (x *PutRuleResponse) String() string {
 func (*PutRuleResponse) ProtoMessage() {}
 
 func (x *PutRuleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[44]
+	mi := &file_hanok_v1_operations_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3102,7 +3368,7 @@ func (x *PutRuleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRuleResponse.ProtoReflect.Descriptor instead.
 func (*PutRuleResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{44}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PutRuleResponse) GetVersion() uint64 {
@@ -3138,7 +3404,7 @@ type RemoveRuleRequest struct {
 
 func (x *RemoveRuleRequest) Reset() {
 	*x = RemoveRuleRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[45]
+	mi := &file_hanok_v1_operations_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3416,7 @@ func (x *RemoveRuleRequest) String() string {
 func (*RemoveRuleRequest) ProtoMessage() {}
 
 func (x *RemoveRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[45]
+	mi := &file_hanok_v1_operations_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3429,7 @@ func (x *RemoveRuleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRuleRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{45}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RemoveRuleRequest) GetCluster() string {
@@ -3204,7 +3470,7 @@ type RemoveRuleResponse struct {
 
 func (x *RemoveRuleResponse) Reset() {
 	*x = RemoveRuleResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[46]
+	mi := &file_hanok_v1_operations_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3482,7 @@ func (x *RemoveRuleResponse) String() string {
 func (*RemoveRuleResponse) ProtoMessage() {}
 
 func (x *RemoveRuleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[46]
+	mi := &file_hanok_v1_operations_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3495,7 @@ func (x *RemoveRuleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRuleResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{46}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveRuleResponse) GetVersion() uint64 {
@@ -3254,7 +3520,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[47]
+	mi := &file_hanok_v1_operations_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3532,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[47]
+	mi := &file_hanok_v1_operations_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3545,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{47}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{50}
 }
 
 type GetServerResponse struct {
@@ -3300,7 +3566,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[48]
+	mi := &file_hanok_v1_operations_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3578,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[48]
+	mi := &file_hanok_v1_operations_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3591,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{48}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetServerResponse) GetVersion() string {
@@ -3385,7 +3651,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[49]
+	mi := &file_hanok_v1_operations_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3663,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[49]
+	mi := &file_hanok_v1_operations_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3676,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{49}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{52}
 }
 
 type BackupResponse struct {
@@ -3422,7 +3688,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_hanok_v1_operations_proto_msgTypes[50]
+	mi := &file_hanok_v1_operations_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3700,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hanok_v1_operations_proto_msgTypes[50]
+	mi := &file_hanok_v1_operations_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3713,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{50}
+	return file_hanok_v1_operations_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -3604,7 +3870,28 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\n" +
 	"conclusion\x18\b \x01(\tR\n" +
 	"conclusionB\r\n" +
-	"\v_last_alive\"\x94\x01\n" +
+	"\v_last_alive\"{\n" +
+	"\x0fRehearseRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x14\n" +
+	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x10\n" +
+	"\x03two\x18\x04 \x01(\bR\x03two\x12\x12\n" +
+	"\x04seed\x18\x05 \x01(\x04R\x04seed\"\xdf\x01\n" +
+	"\x10RehearseResponse\x12\x16\n" +
+	"\x06losses\x18\x01 \x01(\x05R\x06losses\x12\x12\n" +
+	"\x04loss\x18\x02 \x01(\x05R\x04loss\x12\x16\n" +
+	"\x06failed\x18\x03 \x03(\tR\x06failed\x12'\n" +
+	"\x03vms\x18\x04 \x03(\v2\x15.hanok.v1.RehearsedVMR\x03vms\x12\x18\n" +
+	"\aseconds\x18\x05 \x01(\x01R\aseconds\x12\x12\n" +
+	"\x04down\x18\x06 \x01(\x05R\x04down\x12\x18\n" +
+	"\awarning\x18\a \x01(\tR\awarning\x12\x16\n" +
+	"\x06absent\x18\b \x03(\tR\x06absent\"w\n" +
+	"\vRehearsedVM\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x18\n" +
+	"\aseconds\x18\x04 \x01(\x01R\aseconds\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x94\x01\n" +
 	"\n" +
 	"ControlRow\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
@@ -3750,7 +4037,7 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"ListEvents\x12\x1b.hanok.v1.ListEventsRequest\x1a\x1c.hanok.v1.ListEventsResponse\"\a\xe0\xa6\x19\x01\x90\x02\x01\x12R\n" +
 	"\vWatchEvents\x12\x1c.hanok.v1.WatchEventsRequest\x1a\x1d.hanok.v1.WatchEventsResponse\"\x04\xe0\xa6\x19\x010\x01\x12Y\n" +
 	"\rListFailovers\x12\x1e.hanok.v1.ListFailoversRequest\x1a\x1f.hanok.v1.ListFailoversResponse\"\a\xe0\xa6\x19\x01\x90\x02\x01\x12S\n" +
-	"\vGetFailover\x12\x1c.hanok.v1.GetFailoverRequest\x1a\x1d.hanok.v1.GetFailoverResponse\"\a\xe0\xa6\x19\x01\x90\x02\x012\xcc\x04\n" +
+	"\vGetFailover\x12\x1c.hanok.v1.GetFailoverRequest\x1a\x1d.hanok.v1.GetFailoverResponse\"\a\xe0\xa6\x19\x01\x90\x02\x012\x97\x05\n" +
 	"\tHAService\x12S\n" +
 	"\vGetHAStatus\x12\x1c.hanok.v1.GetHAStatusRequest\x1a\x1d.hanok.v1.GetHAStatusResponse\"\a\xe0\xa6\x19\x01\x90\x02\x01\x12Y\n" +
 	"\rListResources\x12\x1e.hanok.v1.ListResourcesRequest\x1a\x1f.hanok.v1.ListResourcesResponse\"\a\xe0\xa6\x19\x01\x90\x02\x01\x12P\n" +
@@ -3759,7 +4046,8 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\tListRules\x12\x1a.hanok.v1.ListRulesRequest\x1a\x1b.hanok.v1.ListRulesResponse\"\a\xe0\xa6\x19\x01\x90\x02\x01\x12D\n" +
 	"\aPutRule\x12\x18.hanok.v1.PutRuleRequest\x1a\x19.hanok.v1.PutRuleResponse\"\x04\xe0\xa6\x19\x03\x12M\n" +
 	"\n" +
-	"RemoveRule\x12\x1b.hanok.v1.RemoveRuleRequest\x1a\x1c.hanok.v1.RemoveRuleResponse\"\x04\xe0\xa6\x19\x032\xa3\x01\n" +
+	"RemoveRule\x12\x1b.hanok.v1.RemoveRuleRequest\x1a\x1c.hanok.v1.RemoveRuleResponse\"\x04\xe0\xa6\x19\x03\x12I\n" +
+	"\bRehearse\x12\x19.hanok.v1.RehearseRequest\x1a\x1a.hanok.v1.RehearseResponse\"\x04\xe0\xa6\x19\x010\x012\xa3\x01\n" +
 	"\rSystemService\x12M\n" +
 	"\tGetServer\x12\x1a.hanok.v1.GetServerRequest\x1a\x1b.hanok.v1.GetServerResponse\"\a\xe0\xa6\x19\x01\x90\x02\x01\x12C\n" +
 	"\x06Backup\x12\x17.hanok.v1.BackupRequest\x1a\x18.hanok.v1.BackupResponse\"\x04\xe0\xa6\x19\x030\x01B*Z(hanok.dev/hanok/api/gen/hanok/v1;hanokv1b\x06proto3"
@@ -3776,7 +4064,7 @@ func file_hanok_v1_operations_proto_rawDescGZIP() []byte {
 	return file_hanok_v1_operations_proto_rawDescData
 }
 
-var file_hanok_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_hanok_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_hanok_v1_operations_proto_goTypes = []any{
 	(*StartVMRequest)(nil),         // 0: hanok.v1.StartVMRequest
 	(*StartVMResponse)(nil),        // 1: hanok.v1.StartVMResponse
@@ -3806,119 +4094,125 @@ var file_hanok_v1_operations_proto_goTypes = []any{
 	(*FailoverStep)(nil),           // 25: hanok.v1.FailoverStep
 	(*FailoverVM)(nil),             // 26: hanok.v1.FailoverVM
 	(*GetFailoverResponse)(nil),    // 27: hanok.v1.GetFailoverResponse
-	(*ControlRow)(nil),             // 28: hanok.v1.ControlRow
-	(*AgentRow)(nil),               // 29: hanok.v1.AgentRow
-	(*Resource)(nil),               // 30: hanok.v1.Resource
-	(*Rule)(nil),                   // 31: hanok.v1.Rule
-	(*NodeWeight)(nil),             // 32: hanok.v1.NodeWeight
-	(*GetHAStatusRequest)(nil),     // 33: hanok.v1.GetHAStatusRequest
-	(*GetHAStatusResponse)(nil),    // 34: hanok.v1.GetHAStatusResponse
-	(*ListResourcesRequest)(nil),   // 35: hanok.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),  // 36: hanok.v1.ListResourcesResponse
-	(*PutResourceRequest)(nil),     // 37: hanok.v1.PutResourceRequest
-	(*PutResourceResponse)(nil),    // 38: hanok.v1.PutResourceResponse
-	(*RemoveResourceRequest)(nil),  // 39: hanok.v1.RemoveResourceRequest
-	(*RemoveResourceResponse)(nil), // 40: hanok.v1.RemoveResourceResponse
-	(*ListRulesRequest)(nil),       // 41: hanok.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),      // 42: hanok.v1.ListRulesResponse
-	(*PutRuleRequest)(nil),         // 43: hanok.v1.PutRuleRequest
-	(*PutRuleResponse)(nil),        // 44: hanok.v1.PutRuleResponse
-	(*RemoveRuleRequest)(nil),      // 45: hanok.v1.RemoveRuleRequest
-	(*RemoveRuleResponse)(nil),     // 46: hanok.v1.RemoveRuleResponse
-	(*GetServerRequest)(nil),       // 47: hanok.v1.GetServerRequest
-	(*GetServerResponse)(nil),      // 48: hanok.v1.GetServerResponse
-	(*BackupRequest)(nil),          // 49: hanok.v1.BackupRequest
-	(*BackupResponse)(nil),         // 50: hanok.v1.BackupResponse
-	nil,                            // 51: hanok.v1.Event.EvidenceEntry
-	nil,                            // 52: hanok.v1.FailoverStep.EvidenceEntry
-	(*Task)(nil),                   // 53: hanok.v1.Task
-	(*timestamppb.Timestamp)(nil),  // 54: google.protobuf.Timestamp
-	(*Conflict)(nil),               // 55: hanok.v1.Conflict
+	(*RehearseRequest)(nil),        // 28: hanok.v1.RehearseRequest
+	(*RehearseResponse)(nil),       // 29: hanok.v1.RehearseResponse
+	(*RehearsedVM)(nil),            // 30: hanok.v1.RehearsedVM
+	(*ControlRow)(nil),             // 31: hanok.v1.ControlRow
+	(*AgentRow)(nil),               // 32: hanok.v1.AgentRow
+	(*Resource)(nil),               // 33: hanok.v1.Resource
+	(*Rule)(nil),                   // 34: hanok.v1.Rule
+	(*NodeWeight)(nil),             // 35: hanok.v1.NodeWeight
+	(*GetHAStatusRequest)(nil),     // 36: hanok.v1.GetHAStatusRequest
+	(*GetHAStatusResponse)(nil),    // 37: hanok.v1.GetHAStatusResponse
+	(*ListResourcesRequest)(nil),   // 38: hanok.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),  // 39: hanok.v1.ListResourcesResponse
+	(*PutResourceRequest)(nil),     // 40: hanok.v1.PutResourceRequest
+	(*PutResourceResponse)(nil),    // 41: hanok.v1.PutResourceResponse
+	(*RemoveResourceRequest)(nil),  // 42: hanok.v1.RemoveResourceRequest
+	(*RemoveResourceResponse)(nil), // 43: hanok.v1.RemoveResourceResponse
+	(*ListRulesRequest)(nil),       // 44: hanok.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),      // 45: hanok.v1.ListRulesResponse
+	(*PutRuleRequest)(nil),         // 46: hanok.v1.PutRuleRequest
+	(*PutRuleResponse)(nil),        // 47: hanok.v1.PutRuleResponse
+	(*RemoveRuleRequest)(nil),      // 48: hanok.v1.RemoveRuleRequest
+	(*RemoveRuleResponse)(nil),     // 49: hanok.v1.RemoveRuleResponse
+	(*GetServerRequest)(nil),       // 50: hanok.v1.GetServerRequest
+	(*GetServerResponse)(nil),      // 51: hanok.v1.GetServerResponse
+	(*BackupRequest)(nil),          // 52: hanok.v1.BackupRequest
+	(*BackupResponse)(nil),         // 53: hanok.v1.BackupResponse
+	nil,                            // 54: hanok.v1.Event.EvidenceEntry
+	nil,                            // 55: hanok.v1.FailoverStep.EvidenceEntry
+	(*Task)(nil),                   // 56: hanok.v1.Task
+	(*timestamppb.Timestamp)(nil),  // 57: google.protobuf.Timestamp
+	(*Conflict)(nil),               // 58: hanok.v1.Conflict
 }
 var file_hanok_v1_operations_proto_depIdxs = []int32{
-	53, // 0: hanok.v1.StartVMResponse.task:type_name -> hanok.v1.Task
-	53, // 1: hanok.v1.StopVMResponse.task:type_name -> hanok.v1.Task
-	53, // 2: hanok.v1.UnprotectVMResponse.task:type_name -> hanok.v1.Task
-	53, // 3: hanok.v1.SetMaintenanceResponse.task:type_name -> hanok.v1.Task
-	53, // 4: hanok.v1.ListTasksResponse.tasks:type_name -> hanok.v1.Task
-	53, // 5: hanok.v1.GetTaskResponse.task:type_name -> hanok.v1.Task
-	53, // 6: hanok.v1.WatchTaskResponse.task:type_name -> hanok.v1.Task
-	53, // 7: hanok.v1.CancelTaskResponse.task:type_name -> hanok.v1.Task
-	54, // 8: hanok.v1.Event.time:type_name -> google.protobuf.Timestamp
-	51, // 9: hanok.v1.Event.evidence:type_name -> hanok.v1.Event.EvidenceEntry
+	56, // 0: hanok.v1.StartVMResponse.task:type_name -> hanok.v1.Task
+	56, // 1: hanok.v1.StopVMResponse.task:type_name -> hanok.v1.Task
+	56, // 2: hanok.v1.UnprotectVMResponse.task:type_name -> hanok.v1.Task
+	56, // 3: hanok.v1.SetMaintenanceResponse.task:type_name -> hanok.v1.Task
+	56, // 4: hanok.v1.ListTasksResponse.tasks:type_name -> hanok.v1.Task
+	56, // 5: hanok.v1.GetTaskResponse.task:type_name -> hanok.v1.Task
+	56, // 6: hanok.v1.WatchTaskResponse.task:type_name -> hanok.v1.Task
+	56, // 7: hanok.v1.CancelTaskResponse.task:type_name -> hanok.v1.Task
+	57, // 8: hanok.v1.Event.time:type_name -> google.protobuf.Timestamp
+	54, // 9: hanok.v1.Event.evidence:type_name -> hanok.v1.Event.EvidenceEntry
 	16, // 10: hanok.v1.ListEventsResponse.events:type_name -> hanok.v1.Event
 	16, // 11: hanok.v1.WatchEventsResponse.event:type_name -> hanok.v1.Event
-	54, // 12: hanok.v1.FailoverSummary.began:type_name -> google.protobuf.Timestamp
+	57, // 12: hanok.v1.FailoverSummary.began:type_name -> google.protobuf.Timestamp
 	22, // 13: hanok.v1.ListFailoversResponse.failovers:type_name -> hanok.v1.FailoverSummary
-	52, // 14: hanok.v1.FailoverStep.evidence:type_name -> hanok.v1.FailoverStep.EvidenceEntry
+	55, // 14: hanok.v1.FailoverStep.evidence:type_name -> hanok.v1.FailoverStep.EvidenceEntry
 	25, // 15: hanok.v1.FailoverVM.steps:type_name -> hanok.v1.FailoverStep
 	22, // 16: hanok.v1.GetFailoverResponse.summary:type_name -> hanok.v1.FailoverSummary
 	25, // 17: hanok.v1.GetFailoverResponse.steps:type_name -> hanok.v1.FailoverStep
 	26, // 18: hanok.v1.GetFailoverResponse.vms:type_name -> hanok.v1.FailoverVM
-	32, // 19: hanok.v1.Rule.nodes:type_name -> hanok.v1.NodeWeight
-	55, // 20: hanok.v1.Rule.conflicts:type_name -> hanok.v1.Conflict
-	28, // 21: hanok.v1.GetHAStatusResponse.control:type_name -> hanok.v1.ControlRow
-	29, // 22: hanok.v1.GetHAStatusResponse.agents:type_name -> hanok.v1.AgentRow
-	30, // 23: hanok.v1.GetHAStatusResponse.resources:type_name -> hanok.v1.Resource
-	31, // 24: hanok.v1.GetHAStatusResponse.node_rules:type_name -> hanok.v1.Rule
-	31, // 25: hanok.v1.GetHAStatusResponse.resource_rules:type_name -> hanok.v1.Rule
-	31, // 26: hanok.v1.GetHAStatusResponse.host_rules:type_name -> hanok.v1.Rule
-	30, // 27: hanok.v1.ListResourcesResponse.resources:type_name -> hanok.v1.Resource
-	30, // 28: hanok.v1.PutResourceRequest.resource:type_name -> hanok.v1.Resource
-	53, // 29: hanok.v1.PutResourceResponse.task:type_name -> hanok.v1.Task
-	53, // 30: hanok.v1.RemoveResourceResponse.task:type_name -> hanok.v1.Task
-	31, // 31: hanok.v1.ListRulesResponse.rules:type_name -> hanok.v1.Rule
-	31, // 32: hanok.v1.PutRuleRequest.rule:type_name -> hanok.v1.Rule
-	55, // 33: hanok.v1.PutRuleResponse.conflicts:type_name -> hanok.v1.Conflict
-	53, // 34: hanok.v1.PutRuleResponse.task:type_name -> hanok.v1.Task
-	53, // 35: hanok.v1.RemoveRuleResponse.task:type_name -> hanok.v1.Task
-	0,  // 36: hanok.v1.OperationService.StartVM:input_type -> hanok.v1.StartVMRequest
-	2,  // 37: hanok.v1.OperationService.StopVM:input_type -> hanok.v1.StopVMRequest
-	4,  // 38: hanok.v1.OperationService.UnprotectVM:input_type -> hanok.v1.UnprotectVMRequest
-	6,  // 39: hanok.v1.OperationService.SetMaintenance:input_type -> hanok.v1.SetMaintenanceRequest
-	8,  // 40: hanok.v1.TaskService.ListTasks:input_type -> hanok.v1.ListTasksRequest
-	10, // 41: hanok.v1.TaskService.GetTask:input_type -> hanok.v1.GetTaskRequest
-	12, // 42: hanok.v1.TaskService.WatchTask:input_type -> hanok.v1.WatchTaskRequest
-	14, // 43: hanok.v1.TaskService.CancelTask:input_type -> hanok.v1.CancelTaskRequest
-	17, // 44: hanok.v1.EventService.ListEvents:input_type -> hanok.v1.ListEventsRequest
-	19, // 45: hanok.v1.EventService.WatchEvents:input_type -> hanok.v1.WatchEventsRequest
-	21, // 46: hanok.v1.EventService.ListFailovers:input_type -> hanok.v1.ListFailoversRequest
-	24, // 47: hanok.v1.EventService.GetFailover:input_type -> hanok.v1.GetFailoverRequest
-	33, // 48: hanok.v1.HAService.GetHAStatus:input_type -> hanok.v1.GetHAStatusRequest
-	35, // 49: hanok.v1.HAService.ListResources:input_type -> hanok.v1.ListResourcesRequest
-	37, // 50: hanok.v1.HAService.PutResource:input_type -> hanok.v1.PutResourceRequest
-	39, // 51: hanok.v1.HAService.RemoveResource:input_type -> hanok.v1.RemoveResourceRequest
-	41, // 52: hanok.v1.HAService.ListRules:input_type -> hanok.v1.ListRulesRequest
-	43, // 53: hanok.v1.HAService.PutRule:input_type -> hanok.v1.PutRuleRequest
-	45, // 54: hanok.v1.HAService.RemoveRule:input_type -> hanok.v1.RemoveRuleRequest
-	47, // 55: hanok.v1.SystemService.GetServer:input_type -> hanok.v1.GetServerRequest
-	49, // 56: hanok.v1.SystemService.Backup:input_type -> hanok.v1.BackupRequest
-	1,  // 57: hanok.v1.OperationService.StartVM:output_type -> hanok.v1.StartVMResponse
-	3,  // 58: hanok.v1.OperationService.StopVM:output_type -> hanok.v1.StopVMResponse
-	5,  // 59: hanok.v1.OperationService.UnprotectVM:output_type -> hanok.v1.UnprotectVMResponse
-	7,  // 60: hanok.v1.OperationService.SetMaintenance:output_type -> hanok.v1.SetMaintenanceResponse
-	9,  // 61: hanok.v1.TaskService.ListTasks:output_type -> hanok.v1.ListTasksResponse
-	11, // 62: hanok.v1.TaskService.GetTask:output_type -> hanok.v1.GetTaskResponse
-	13, // 63: hanok.v1.TaskService.WatchTask:output_type -> hanok.v1.WatchTaskResponse
-	15, // 64: hanok.v1.TaskService.CancelTask:output_type -> hanok.v1.CancelTaskResponse
-	18, // 65: hanok.v1.EventService.ListEvents:output_type -> hanok.v1.ListEventsResponse
-	20, // 66: hanok.v1.EventService.WatchEvents:output_type -> hanok.v1.WatchEventsResponse
-	23, // 67: hanok.v1.EventService.ListFailovers:output_type -> hanok.v1.ListFailoversResponse
-	27, // 68: hanok.v1.EventService.GetFailover:output_type -> hanok.v1.GetFailoverResponse
-	34, // 69: hanok.v1.HAService.GetHAStatus:output_type -> hanok.v1.GetHAStatusResponse
-	36, // 70: hanok.v1.HAService.ListResources:output_type -> hanok.v1.ListResourcesResponse
-	38, // 71: hanok.v1.HAService.PutResource:output_type -> hanok.v1.PutResourceResponse
-	40, // 72: hanok.v1.HAService.RemoveResource:output_type -> hanok.v1.RemoveResourceResponse
-	42, // 73: hanok.v1.HAService.ListRules:output_type -> hanok.v1.ListRulesResponse
-	44, // 74: hanok.v1.HAService.PutRule:output_type -> hanok.v1.PutRuleResponse
-	46, // 75: hanok.v1.HAService.RemoveRule:output_type -> hanok.v1.RemoveRuleResponse
-	48, // 76: hanok.v1.SystemService.GetServer:output_type -> hanok.v1.GetServerResponse
-	50, // 77: hanok.v1.SystemService.Backup:output_type -> hanok.v1.BackupResponse
-	57, // [57:78] is the sub-list for method output_type
-	36, // [36:57] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	30, // 19: hanok.v1.RehearseResponse.vms:type_name -> hanok.v1.RehearsedVM
+	35, // 20: hanok.v1.Rule.nodes:type_name -> hanok.v1.NodeWeight
+	58, // 21: hanok.v1.Rule.conflicts:type_name -> hanok.v1.Conflict
+	31, // 22: hanok.v1.GetHAStatusResponse.control:type_name -> hanok.v1.ControlRow
+	32, // 23: hanok.v1.GetHAStatusResponse.agents:type_name -> hanok.v1.AgentRow
+	33, // 24: hanok.v1.GetHAStatusResponse.resources:type_name -> hanok.v1.Resource
+	34, // 25: hanok.v1.GetHAStatusResponse.node_rules:type_name -> hanok.v1.Rule
+	34, // 26: hanok.v1.GetHAStatusResponse.resource_rules:type_name -> hanok.v1.Rule
+	34, // 27: hanok.v1.GetHAStatusResponse.host_rules:type_name -> hanok.v1.Rule
+	33, // 28: hanok.v1.ListResourcesResponse.resources:type_name -> hanok.v1.Resource
+	33, // 29: hanok.v1.PutResourceRequest.resource:type_name -> hanok.v1.Resource
+	56, // 30: hanok.v1.PutResourceResponse.task:type_name -> hanok.v1.Task
+	56, // 31: hanok.v1.RemoveResourceResponse.task:type_name -> hanok.v1.Task
+	34, // 32: hanok.v1.ListRulesResponse.rules:type_name -> hanok.v1.Rule
+	34, // 33: hanok.v1.PutRuleRequest.rule:type_name -> hanok.v1.Rule
+	58, // 34: hanok.v1.PutRuleResponse.conflicts:type_name -> hanok.v1.Conflict
+	56, // 35: hanok.v1.PutRuleResponse.task:type_name -> hanok.v1.Task
+	56, // 36: hanok.v1.RemoveRuleResponse.task:type_name -> hanok.v1.Task
+	0,  // 37: hanok.v1.OperationService.StartVM:input_type -> hanok.v1.StartVMRequest
+	2,  // 38: hanok.v1.OperationService.StopVM:input_type -> hanok.v1.StopVMRequest
+	4,  // 39: hanok.v1.OperationService.UnprotectVM:input_type -> hanok.v1.UnprotectVMRequest
+	6,  // 40: hanok.v1.OperationService.SetMaintenance:input_type -> hanok.v1.SetMaintenanceRequest
+	8,  // 41: hanok.v1.TaskService.ListTasks:input_type -> hanok.v1.ListTasksRequest
+	10, // 42: hanok.v1.TaskService.GetTask:input_type -> hanok.v1.GetTaskRequest
+	12, // 43: hanok.v1.TaskService.WatchTask:input_type -> hanok.v1.WatchTaskRequest
+	14, // 44: hanok.v1.TaskService.CancelTask:input_type -> hanok.v1.CancelTaskRequest
+	17, // 45: hanok.v1.EventService.ListEvents:input_type -> hanok.v1.ListEventsRequest
+	19, // 46: hanok.v1.EventService.WatchEvents:input_type -> hanok.v1.WatchEventsRequest
+	21, // 47: hanok.v1.EventService.ListFailovers:input_type -> hanok.v1.ListFailoversRequest
+	24, // 48: hanok.v1.EventService.GetFailover:input_type -> hanok.v1.GetFailoverRequest
+	36, // 49: hanok.v1.HAService.GetHAStatus:input_type -> hanok.v1.GetHAStatusRequest
+	38, // 50: hanok.v1.HAService.ListResources:input_type -> hanok.v1.ListResourcesRequest
+	40, // 51: hanok.v1.HAService.PutResource:input_type -> hanok.v1.PutResourceRequest
+	42, // 52: hanok.v1.HAService.RemoveResource:input_type -> hanok.v1.RemoveResourceRequest
+	44, // 53: hanok.v1.HAService.ListRules:input_type -> hanok.v1.ListRulesRequest
+	46, // 54: hanok.v1.HAService.PutRule:input_type -> hanok.v1.PutRuleRequest
+	48, // 55: hanok.v1.HAService.RemoveRule:input_type -> hanok.v1.RemoveRuleRequest
+	28, // 56: hanok.v1.HAService.Rehearse:input_type -> hanok.v1.RehearseRequest
+	50, // 57: hanok.v1.SystemService.GetServer:input_type -> hanok.v1.GetServerRequest
+	52, // 58: hanok.v1.SystemService.Backup:input_type -> hanok.v1.BackupRequest
+	1,  // 59: hanok.v1.OperationService.StartVM:output_type -> hanok.v1.StartVMResponse
+	3,  // 60: hanok.v1.OperationService.StopVM:output_type -> hanok.v1.StopVMResponse
+	5,  // 61: hanok.v1.OperationService.UnprotectVM:output_type -> hanok.v1.UnprotectVMResponse
+	7,  // 62: hanok.v1.OperationService.SetMaintenance:output_type -> hanok.v1.SetMaintenanceResponse
+	9,  // 63: hanok.v1.TaskService.ListTasks:output_type -> hanok.v1.ListTasksResponse
+	11, // 64: hanok.v1.TaskService.GetTask:output_type -> hanok.v1.GetTaskResponse
+	13, // 65: hanok.v1.TaskService.WatchTask:output_type -> hanok.v1.WatchTaskResponse
+	15, // 66: hanok.v1.TaskService.CancelTask:output_type -> hanok.v1.CancelTaskResponse
+	18, // 67: hanok.v1.EventService.ListEvents:output_type -> hanok.v1.ListEventsResponse
+	20, // 68: hanok.v1.EventService.WatchEvents:output_type -> hanok.v1.WatchEventsResponse
+	23, // 69: hanok.v1.EventService.ListFailovers:output_type -> hanok.v1.ListFailoversResponse
+	27, // 70: hanok.v1.EventService.GetFailover:output_type -> hanok.v1.GetFailoverResponse
+	37, // 71: hanok.v1.HAService.GetHAStatus:output_type -> hanok.v1.GetHAStatusResponse
+	39, // 72: hanok.v1.HAService.ListResources:output_type -> hanok.v1.ListResourcesResponse
+	41, // 73: hanok.v1.HAService.PutResource:output_type -> hanok.v1.PutResourceResponse
+	43, // 74: hanok.v1.HAService.RemoveResource:output_type -> hanok.v1.RemoveResourceResponse
+	45, // 75: hanok.v1.HAService.ListRules:output_type -> hanok.v1.ListRulesResponse
+	47, // 76: hanok.v1.HAService.PutRule:output_type -> hanok.v1.PutRuleResponse
+	49, // 77: hanok.v1.HAService.RemoveRule:output_type -> hanok.v1.RemoveRuleResponse
+	29, // 78: hanok.v1.HAService.Rehearse:output_type -> hanok.v1.RehearseResponse
+	51, // 79: hanok.v1.SystemService.GetServer:output_type -> hanok.v1.GetServerResponse
+	53, // 80: hanok.v1.SystemService.Backup:output_type -> hanok.v1.BackupResponse
+	59, // [59:81] is the sub-list for method output_type
+	37, // [37:59] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_hanok_v1_operations_proto_init() }
@@ -3937,7 +4231,7 @@ func file_hanok_v1_operations_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hanok_v1_operations_proto_rawDesc), len(file_hanok_v1_operations_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

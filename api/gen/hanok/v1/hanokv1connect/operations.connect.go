@@ -86,6 +86,8 @@ const (
 	HAServicePutRuleProcedure = "/hanok.v1.HAService/PutRule"
 	// HAServiceRemoveRuleProcedure is the fully-qualified name of the HAService's RemoveRule RPC.
 	HAServiceRemoveRuleProcedure = "/hanok.v1.HAService/RemoveRule"
+	// HAServiceRehearseProcedure is the fully-qualified name of the HAService's Rehearse RPC.
+	HAServiceRehearseProcedure = "/hanok.v1.HAService/Rehearse"
 	// SystemServiceGetServerProcedure is the fully-qualified name of the SystemService's GetServer RPC.
 	SystemServiceGetServerProcedure = "/hanok.v1.SystemService/GetServer"
 	// SystemServiceBackupProcedure is the fully-qualified name of the SystemService's Backup RPC.
@@ -616,6 +618,11 @@ type HAServiceClient interface {
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
 	PutRule(context.Context, *v1.PutRuleRequest) (*v1.PutRuleResponse, error)
 	RemoveRule(context.Context, *v1.RemoveRuleRequest) (*v1.RemoveRuleResponse, error)
+	// If hosts failed now: where would their VMs go, and how soon? Each loss is
+	// played in virtual time, on the server; nothing is touched. One answer comes
+	// for each loss as soon as it is known; hang up to give it up. A server plays
+	// one rehearsal at a time.
+	Rehearse(context.Context, *v1.RehearseRequest) (*connect.ServerStreamForClient[v1.RehearseResponse], error)
 }
 
 // NewHAServiceClient constructs a client for the hanok.v1.HAService service. By default, it uses
@@ -674,6 +681,12 @@ func NewHAServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(hAServiceMethods.ByName("RemoveRule")),
 			connect.WithClientOptions(opts...),
 		),
+		rehearse: connect.NewClient[v1.RehearseRequest, v1.RehearseResponse](
+			httpClient,
+			baseURL+HAServiceRehearseProcedure,
+			connect.WithSchema(hAServiceMethods.ByName("Rehearse")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -686,6 +699,7 @@ type hAServiceClient struct {
 	listRules      *connect.Client[v1.ListRulesRequest, v1.ListRulesResponse]
 	putRule        *connect.Client[v1.PutRuleRequest, v1.PutRuleResponse]
 	removeRule     *connect.Client[v1.RemoveRuleRequest, v1.RemoveRuleResponse]
+	rehearse       *connect.Client[v1.RehearseRequest, v1.RehearseResponse]
 }
 
 // GetHAStatus calls hanok.v1.HAService.GetHAStatus.
@@ -751,6 +765,11 @@ func (c *hAServiceClient) RemoveRule(ctx context.Context, req *v1.RemoveRuleRequ
 	return nil, err
 }
 
+// Rehearse calls hanok.v1.HAService.Rehearse.
+func (c *hAServiceClient) Rehearse(ctx context.Context, req *v1.RehearseRequest) (*connect.ServerStreamForClient[v1.RehearseResponse], error) {
+	return c.rehearse.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // HAServiceHandler is an implementation of the hanok.v1.HAService service.
 type HAServiceHandler interface {
 	GetHAStatus(context.Context, *v1.GetHAStatusRequest) (*v1.GetHAStatusResponse, error)
@@ -761,6 +780,11 @@ type HAServiceHandler interface {
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
 	PutRule(context.Context, *v1.PutRuleRequest) (*v1.PutRuleResponse, error)
 	RemoveRule(context.Context, *v1.RemoveRuleRequest) (*v1.RemoveRuleResponse, error)
+	// If hosts failed now: where would their VMs go, and how soon? Each loss is
+	// played in virtual time, on the server; nothing is touched. One answer comes
+	// for each loss as soon as it is known; hang up to give it up. A server plays
+	// one rehearsal at a time.
+	Rehearse(context.Context, *v1.RehearseRequest, *connect.ServerStream[v1.RehearseResponse]) error
 }
 
 // NewHAServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -815,6 +839,12 @@ func NewHAServiceHandler(svc HAServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(hAServiceMethods.ByName("RemoveRule")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hAServiceRehearseHandler := connect.NewServerStreamHandlerSimple(
+		HAServiceRehearseProcedure,
+		svc.Rehearse,
+		connect.WithSchema(hAServiceMethods.ByName("Rehearse")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/hanok.v1.HAService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case HAServiceGetHAStatusProcedure:
@@ -831,6 +861,8 @@ func NewHAServiceHandler(svc HAServiceHandler, opts ...connect.HandlerOption) (s
 			hAServicePutRuleHandler.ServeHTTP(w, r)
 		case HAServiceRemoveRuleProcedure:
 			hAServiceRemoveRuleHandler.ServeHTTP(w, r)
+		case HAServiceRehearseProcedure:
+			hAServiceRehearseHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -866,6 +898,10 @@ func (UnimplementedHAServiceHandler) PutRule(context.Context, *v1.PutRuleRequest
 
 func (UnimplementedHAServiceHandler) RemoveRule(context.Context, *v1.RemoveRuleRequest) (*v1.RemoveRuleResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hanok.v1.HAService.RemoveRule is not implemented"))
+}
+
+func (UnimplementedHAServiceHandler) Rehearse(context.Context, *v1.RehearseRequest, *connect.ServerStream[v1.RehearseResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hanok.v1.HAService.Rehearse is not implemented"))
 }
 
 // SystemServiceClient is a client for the hanok.v1.SystemService service.
