@@ -162,7 +162,7 @@ func killLane(t *testing.T, rnd *rand.Rand, kills int) tally {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	l := newLedger(hosts)
+	l := newLedger(t, hosts)
 	sum := tally{at: map[string]int{}, writes: l.count}
 	for sum.kills < kills {
 		v := startVictim(t, dir, backend.URL, 5+rnd.IntN(120))
@@ -204,6 +204,7 @@ type victimServer struct {
 	users   hanokv1connect.UserServiceClient
 	auth    hanokv1connect.AuthServiceClient
 	audit   hanokv1connect.AuditServiceClient
+	trust   hanokv1connect.TrustServiceClient
 }
 
 // startVictim starts a server in a process of its own; one that dies while it
@@ -227,7 +228,7 @@ func startVictim(t *testing.T, dir, hosts string, failpoints int, env ...string)
 	v := &victimServer{cmd: cmd, out: bufio.NewReader(out), http: h, conf: hanokv1connect.NewConfigServiceClient(h, at), ops: hanokv1connect.NewOperationServiceClient(h, at),
 		tasks: hanokv1connect.NewTaskServiceClient(h, at), events: hanokv1connect.NewEventServiceClient(h, at), ha: hanokv1connect.NewHAServiceClient(h, at),
 		inv: hanokv1connect.NewInventoryServiceClient(h, at), users: hanokv1connect.NewUserServiceClient(h, at), auth: hanokv1connect.NewAuthServiceClient(h, at),
-		audit: hanokv1connect.NewAuditServiceClient(h, at)}
+		audit: hanokv1connect.NewAuditServiceClient(h, at), trust: hanokv1connect.NewTrustServiceClient(h, at)}
 	line, _ := v.out.ReadString('\n') // of one that died, the failpoint
 	v.address = strings.TrimSpace(line)
 	return v

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/fakeagent"
 )
 
@@ -25,22 +28,38 @@ import (
 type ledger struct {
 	hosts   *fakeagent.Cluster
 	step    int
-	version uint64            // of the cluster file, the newest that was answered
-	want    *config.Cluster   // its content
-	pending *config.Cluster   // what a request that was not answered makes of it
-	tasks   map[string]string // id by idempotency key
-	events  map[string]bool   // that the hosts emitted
-	second  bool              // the second cluster is there
-	users   map[string]hanokv1.Role
-	secret  map[string]string // passwords by user
-	tokens  map[string]bool   // by id: those that must work
-	unsure  map[string]bool   // users and tokens that a request was about that was not answered
-	count   map[string]int    // answers by kind
+	version uint64                     // of the cluster file, the newest that was answered
+	want    *config.Cluster            // its content
+	pending *config.Cluster            // what a request that was not answered makes of it
+	tasks   map[string]string          // id by idempotency key
+	events  map[string]bool            // that the hosts emitted
+	ca      struct{ cert, key string } // an authority of one's own
+	// authority is the fingerprint of the one that seoul has, hostToken the newest
+	// token for a host, used the one that a host used.
+	authority, hostToken, used string
+	users                      map[string]hanokv1.Role
+	secret                     map[string]string // passwords by user
+	tokens                     map[string]bool   // by id: those that must work
+	unsure                     map[string]bool   // users and tokens that a request was about that was not answered
+	count                      map[string]int    // answers by kind
 }
 
-func newLedger(hosts *fakeagent.Cluster) *ledger {
-	return &ledger{hosts: hosts, tasks: map[string]string{}, events: map[string]bool{}, users: map[string]hanokv1.Role{}, secret: map[string]string{},
+func newLedger(t *testing.T, hosts *fakeagent.Cluster) *ledger {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "ca")
+	if err := pki.Init(dir, "seoul", pki.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{hosts: hosts, tasks: map[string]string{}, events: map[string]bool{}, users: map[string]hanokv1.Role{}, secret: map[string]string{},
 		tokens: map[string]bool{}, unsure: map[string]bool{}, count: map[string]int{}}
+	for file, to := range map[string]*string{pki.CACert: &l.ca.cert, pki.CAKey: &l.ca.key} {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		*to = string(b)
+	}
+	return l
 }
 
 // errNothing: there was nothing to ask for.
@@ -147,7 +166,34 @@ var killWrites = []killWrite{
 		out, err := v.ops.UnprotectVM(ctx, &hanokv1.UnprotectVMRequest{Cluster: "seoul", Vm: "db", IdempotencyKey: key})
 		return l.ordered(key, out.GetTask(), err)
 	}},
-	{"ConfigService/RemoveCluster", second},
+	{"TrustService/ReplaceAuthority", second},
+	{"ConfigService/RemoveCluster", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		_, err := v.conf.RemoveCluster(ctx, &hanokv1.RemoveClusterRequest{Cluster: "busan", ExpectedVersion: 1, IdempotencyKey: key})
+		return err
+	}},
+	{"TrustService/ImportAuthority", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		out, err := v.trust.ImportAuthority(ctx, &hanokv1.ImportAuthorityRequest{Cluster: "seoul", Certificate: l.ca.cert, Key: l.ca.key})
+		if err == nil {
+			l.authority = out.Fingerprint
+		}
+		return err
+	}},
+	{"TrustService/CreateHostToken", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		out, err := v.trust.CreateHostToken(ctx, &hanokv1.CreateHostTokenRequest{Cluster: "seoul", Host: "host1"})
+		l.hostToken = out.GetToken()
+		return err
+	}},
+	{"TrustService/EnrolHost", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		_, request, err := pki.NewRequest(pki.Identity{Cluster: "seoul", Host: "host1"})
+		if err != nil {
+			return connect.NewError(connect.CodeInternal, err)
+		}
+		_, err = v.trust.EnrolHost(ctx, &hanokv1.EnrolHostRequest{Token: l.hostToken, Host: "host1", Request: string(request)})
+		if l.unsure[l.hostToken] && connect.CodeOf(err) == connect.CodePermissionDenied {
+			return errNothing // it was used, by the request that was not answered
+		}
+		return l.known(err, l.hostToken, func() { l.used = l.hostToken })
+	}},
 	{"UserService/AddUser", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		name := "u-" + key
 		// The last administrator could not be removed: one stays.
@@ -259,6 +305,12 @@ func (l *ledger) act(t *testing.T, v *victimServer) bool {
 // next is the kind of request that is made next, or was not answered.
 func (l *ledger) next() string { return killWrites[l.step%len(killWrites)].name }
 
+// busan: the second cluster may be there.
+func (l *ledger) busan() bool {
+	n := l.next()
+	return n == "TrustService/ReplaceAuthority" || n == "ConfigService/RemoveCluster"
+}
+
 // edit makes a change of the cluster file, and notes what it makes of it.
 func (l *ledger) edit(key string, next func(*config.Cluster) (*config.Cluster, error), do func() (uint64, *hanokv1.Task, error)) error {
 	var before *config.Cluster
@@ -364,19 +416,18 @@ func adopt(ctx context.Context, l *ledger, v *victimServer, key string) error {
 	})
 }
 
-// second adds another cluster, whose hosts answer nobody, and removes it.
+// second adds another cluster, whose hosts answer nobody, and begins to replace
+// its authority, until it is removed.
 func second(ctx context.Context, l *ledger, v *victimServer, key string) error {
 	yaml := strings.Replace(clusterFile, "name: seoul", "name: busan", 1)
-	if !l.second {
-		if _, err := v.conf.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Yaml: yaml, IdempotencyKey: key + "-add"}); err != nil {
-			return err
-		}
-		l.second = true
+	if _, err := v.conf.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Yaml: yaml, IdempotencyKey: key + "-add"}); err != nil {
+		return err
 	}
-	_, err := v.conf.RemoveCluster(ctx, &hanokv1.RemoveClusterRequest{Cluster: "busan", ExpectedVersion: 1, IdempotencyKey: key + "-remove"})
-	if err == nil {
-		l.second = false
+	// It has an authority as soon as a host is to be enrolled.
+	if _, err := v.trust.CreateHostToken(ctx, &hanokv1.CreateHostTokenRequest{Cluster: "busan", Host: "host1"}); err != nil {
+		return err
 	}
+	_, err := v.trust.ReplaceAuthority(ctx, &hanokv1.ReplaceAuthorityRequest{Cluster: "busan", IdempotencyKey: key})
 	return err
 }
 
@@ -390,8 +441,8 @@ func (l *ledger) check(t *testing.T, v *victimServer) {
 		return // nothing was answered yet
 	}
 	c := l.checkConfig(ctx, t, v)
-	if l.second {
-		// Its removal was not answered: it is there as a whole, or not at all.
+	if l.busan() {
+		// No request about it was answered: it is there as a whole, or not at all.
 		_, err := v.conf.GetConfig(ctx, &hanokv1.GetConfigRequest{Cluster: "busan"})
 		_, terr := v.inv.GetCluster(ctx, &hanokv1.GetClusterRequest{Cluster: "busan"})
 		if connect.CodeOf(err) != connect.CodeOf(terr) {
@@ -405,6 +456,7 @@ func (l *ledger) check(t *testing.T, v *victimServer) {
 	}
 	l.checkEvents(ctx, t, v)
 	l.checkPeople(ctx, t, v)
+	l.checkTrust(ctx, t, v)
 }
 
 // checkConfig: the wanted version is what was answered, or what the request
@@ -456,8 +508,7 @@ func (l *ledger) listTasks(ctx context.Context, t *testing.T, v *victimServer) [
 // checkTasks: those that were answered are there, and every one ends.
 func (l *ledger) checkTasks(ctx context.Context, t *testing.T, v *victimServer) {
 	t.Helper()
-	// While the request about the second cluster is not answered it may be there.
-	busan := l.next() == "ConfigService/RemoveCluster"
+	busan := l.busan()
 	known := map[string]bool{}
 	for _, x := range l.listTasks(ctx, t, v) {
 		known[x.Id] = true
@@ -526,6 +577,32 @@ func (l *ledger) checkPeople(ctx context.Context, t *testing.T, v *victimServer)
 		if got := l.recorded(ctx, t, v, name); got < n {
 			t.Errorf("the log has %d successful calls of %s, %d were answered", got, name, n)
 		}
+	}
+}
+
+// checkTrust: the authority that was given is there, and a token that was used
+// is used.
+func (l *ledger) checkTrust(ctx context.Context, t *testing.T, v *victimServer) {
+	t.Helper()
+	if l.authority == "" {
+		return
+	}
+	got, err := v.trust.GetTrust(ctx, &hanokv1.GetTrustRequest{Cluster: "seoul"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Authorities) != 1 || got.Authorities[0].Fingerprint != l.authority {
+		t.Errorf("the authorities are %v, %s was given", got.Authorities, l.authority)
+	}
+	if l.used == "" {
+		return
+	}
+	_, request, err := pki.NewRequest(pki.Identity{Cluster: "seoul", Host: "host1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.trust.EnrolHost(ctx, &hanokv1.EnrolHostRequest{Token: l.used, Host: "host1", Request: string(request)}); err == nil {
+		t.Error("a host's token works twice")
 	}
 }
 
