@@ -114,6 +114,7 @@ func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) er
 	if stale {
 		i18n.Fprintf(c.ErrOrStderr(), "note: the file was made from an older version than %d, which is in force: look whether it takes back what others changed\n", now.Version)
 	}
+	warnOf(c.ErrOrStderr(), newConflicts(now, next))
 	already := now.HA.Options.Ineffective()
 	bad := slices.DeleteFunc(next.HA.Options.Ineffective(), func(o string) bool { return slices.Contains(already, o) })
 	if len(bad) > 0 {
@@ -128,18 +129,23 @@ func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) er
 			return err
 		}
 	}
-	return a.handOver(c, next)
+	have, away, err := a.handOver(c, next, false)
+	if err == nil {
+		printInForce(out, next.Version, have, away)
+	}
+	return err
 }
 
-// handOver gives the cluster file to the primary and waits for the hosts.
-func (a *app) handOver(c *cobra.Command, next *config.Cluster) error {
+// handOver gives the cluster file to the primary and waits for the hosts: have
+// it, or away.
+func (a *app) handOver(c *cobra.Command, next *config.Cluster, force bool) (have, away []string, err error) {
 	data, err := next.Marshal()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	text, err := a.order(c.Context(), fdm.AdminRequest{Apply: &fdm.ConfigOffer{Version: next.Version, File: data}})
+	text, err := a.order(c.Context(), fdm.AdminRequest{Apply: &fdm.ConfigOffer{Version: next.Version, File: data}, Force: force})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	say := progress{w: c.ErrOrStderr()}
 	if text != "" {
@@ -149,22 +155,18 @@ func (a *app) handOver(c *cobra.Command, next *config.Cluster) error {
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	var have, wait, away []string
+	var wait []string
 	for {
 		if s, err := a.status(ctx); err == nil {
 			have, wait, away = acknowledged(s, next.Version)
 			say.say("version %d: %d of %d hosts have it", next.Version, len(have), len(have)+len(wait)+len(away))
 			if s.ConfigVersion >= next.Version && len(wait) == 0 {
-				i18n.Fprintf(c.OutOrStdout(), "version %d is in force on %s\n", next.Version, strings.Join(have, ", "))
-				if len(away) > 0 {
-					i18n.Fprintf(c.OutOrStdout(), "not connected, they get it when they come back: %s\n", strings.Join(away, ", "))
-				}
-				return nil
+				return have, away, nil
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return Fail(ExitTimeout, "`hanok status` shows who has it; a host that refuses says so in `hanok events`", "version %d was not acknowledged within %v by %s", next.Version, applyWait, dash(strings.Join(wait, ", ")))
+			return have, away, Fail(ExitTimeout, "`hanok status` shows who has it; a host that refuses says so in `hanok events`", "version %d was not acknowledged within %v by %s", next.Version, applyWait, dash(strings.Join(wait, ", ")))
 		case <-tick.C:
 		}
 	}
@@ -289,13 +291,13 @@ func newOptions(a *app) *cobra.Command {
 }
 
 func newHA(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "ha", Short: "Switch high availability, or host monitoring, on and off; the firewall"}
+	cmd := &cobra.Command{Use: "ha", Short: "Switch high availability, or host monitoring, on and off; resources, rules, the firewall"}
 	cmd.AddCommand(newSwitch(a, "on", "Switch high availability on", func(h *config.HA) { h.Enabled = true }),
 		newSwitch(a, "off", "Switch high availability off; running VMs run on", func(h *config.HA) { h.Enabled = false }))
 	monitoring := &cobra.Command{Use: "monitoring", Short: "Switch host monitoring, for work on the network"}
 	monitoring.AddCommand(newSwitch(a, "on", "Watch the hosts", func(h *config.HA) { h.HostMonitoring = true }),
 		newSwitch(a, "off", "No verdicts on hosts, no isolation response", func(h *config.HA) { h.HostMonitoring = false }))
-	cmd.AddCommand(monitoring, newFirewall(a), newHAStatus(a), newHAResources(a), newHARules(a))
+	cmd.AddCommand(monitoring, newFirewall(a), newHAStatus(a), newHAResources(a), newRuleList(a, "rules"))
 	return cmd
 }
 
@@ -303,12 +305,9 @@ func newHA(a *app) *cobra.Command {
 func newSwitch(a *app, use, short string, change func(*config.HA)) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			now, err := a.config(c.Context())
-			if err != nil {
-				return err
-			}
-			next := now.Clone()
-			change(&next.HA)
-			return a.apply(c, next, false, true)
+			return a.change(c, changing{}, func(now *config.Cluster) (*config.Cluster, error) {
+				change(&now.HA)
+				return now, nil
+			})
 		}}
 }

@@ -2,12 +2,14 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/server/api"
 )
 
 // newHAStatus is the agent status page.
@@ -59,21 +61,52 @@ func (a *app) haPage(c *cobra.Command, out string) (*hanokv1.GetHAStatusResponse
 	return r, js, err
 }
 
+// resourcePage is the resources and rules: of the server where one is asked, else
+// of the cluster file in force and of what the hosts report.
+func (a *app) resourcePage(c *cobra.Command, out string) ([]*hanokv1.Resource, []*hanokv1.Rule, bool, error) {
+	js, err := asJSON(out)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	l, err := a.readLogin()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if l != nil {
+		r, _, err := a.haPage(c, out)
+		if err != nil {
+			return nil, nil, false, err
+		}
+		return r.Resources, slices.Concat(r.NodeRules, r.ResourceRules, r.HostRules), js, nil
+	}
+	cluster, s, err := a.live(c.Context())
+	if err != nil {
+		return nil, nil, false, err
+	}
+	var seen []*hanokv1.VM
+	for _, v := range s.VMs {
+		seen = append(seen, &hanokv1.VM{Cluster: cluster.Name, Name: v.Name, Id: string(v.ID), State: string(v.State), Reason: v.Reason, Host: string(v.Host),
+			Datastore: string(v.Datastore), Priority: string(v.Priority)})
+	}
+	return api.Resources(cluster.Name, cluster, seen), api.Rules(cluster.Name, cluster), js, nil
+}
+
 func newHAResources(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "resources", Short: "List the resources (through a server)", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "resources", Short: "List the resources with their settings", Args: cobra.NoArgs,
+		Long: "List the resources: VMs with what is requested of them and how often they are\nrestarted and relocated. `hanok vm set` changes that."}
 	out := outputFlag(cmd)
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		r, js, err := a.haPage(c, *out)
+		list, _, js, err := a.resourcePage(c, *out)
 		if err != nil {
 			return err
 		}
 		w := c.OutOrStdout()
 		if js {
-			return writeMessages(w, r.Resources)
+			return writeMessages(w, list)
 		}
-		t := &table{header: []string{"ID", "NODE", "TYPE", "NAME", "STATE", "MAX RESTART", "MAX RELOCATE", "FAILBACK"}}
-		for _, x := range r.Resources {
-			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, limit(x.MaxRestart), limit(x.MaxRelocate), failback(x.Failback))
+		t := &table{header: []string{"ID", "NODE", "TYPE", "NAME", "STATE", "REQUESTED", "PRIORITY", "MAX RESTART", "MAX RELOCATE", "FAILBACK"}}
+		for _, x := range list {
+			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, x.Requested, dash(x.Priority), limit(x.MaxRestart), limit(x.MaxRelocate), failback(x.Failback))
 		}
 		t.write(w, painterFor(w))
 		return nil
@@ -98,45 +131,69 @@ func failback(wanted bool) string {
 	return "no"
 }
 
-func newHARules(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "rules", Short: "List the affinity rules, with what contradicts what (through a server)", Args: cobra.NoArgs}
+// newRuleList is `rule list`, and `ha rules`.
+func newRuleList(a *app, use string) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: "List the rules, with what contradicts what", Args: cobra.NoArgs,
+		Long: "List the rules, and for each that is not in force the older ones that it\ncontradicts. `hanok rule add`, `set` and `remove` change them."}
 	out := outputFlag(cmd)
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		r, js, err := a.haPage(c, *out)
+		_, list, js, err := a.resourcePage(c, *out)
 		if err != nil {
 			return err
 		}
 		w := c.OutOrStdout()
-		list := append(append(r.NodeRules, r.ResourceRules...), r.HostRules...)
 		if js {
 			return writeMessages(w, list)
 		}
 		t := &table{header: []string{"RULE", "KIND", "RESOURCES", "NODES", "HOW", "CONFLICT"}}
 		for _, x := range list {
-			var nodes []string
+			vms, nodes := slices.Clone(x.Resources), []string{}
+			for _, g := range x.VmGroups {
+				vms = append(vms, "group "+g)
+			}
 			for _, n := range x.Nodes {
 				nodes = append(nodes, fmt.Sprintf("%s:%d", n.Node, n.Weight))
 			}
-			nodes = append(nodes, x.HostGroups...)
-			how := x.Policy
-			switch {
-			case x.Kind == config.RuleNodeAffinity && x.Strict:
-				how = "strict"
-			case x.Kind == config.RuleNodeAffinity:
-				how = "preferred"
-			case x.Kind == config.RuleVMHost && x.Must:
-				how = "must"
-			case x.Kind == config.RuleVMHost:
-				how = "should"
+			for _, g := range x.HostGroups {
+				nodes = append(nodes, "group "+g)
 			}
-			conflict := "-"
-			if len(x.Conflicts) > 0 {
-				conflict = x.Conflicts[0].Text
-			}
-			t.add(x.Name, x.Kind, strings.Join(x.Resources, " "), dash(strings.Join(nodes, " ")), how, conflict)
+			t.add(x.Name, x.Kind, strings.Join(vms, ", "), dash(strings.Join(nodes, ", ")), ruleHow(x), ruleConflict(x))
 		}
 		t.write(w, painterFor(w))
 		return nil
 	}
 	return cmd
+}
+
+// ruleHow is how binding a rule is, in the words of its vocabulary.
+func ruleHow(x *hanokv1.Rule) string {
+	hard := x.Must || x.Strict
+	switch x.Kind {
+	case config.RuleNodeAffinity:
+		return map[bool]string{true: "strict", false: "preferred"}[hard]
+	case config.RuleVMHost:
+		how := map[bool]string{true: "must", false: "should"}[hard]
+		if x.Avoid {
+			how += " not"
+		}
+		return how
+	}
+	how := x.Policy
+	if x.Scope == "failureDomain" {
+		how += " by failure domain"
+	}
+	if x.Preferred {
+		how += ", preferred"
+	}
+	return how
+}
+
+// ruleConflict is why a rule is not in force; "-" if it is.
+func ruleConflict(x *hanokv1.Rule) string {
+	if len(x.Conflicts) == 0 {
+		return "-"
+	}
+	k := x.Conflicts[0]
+	older := slices.DeleteFunc(slices.Clone(k.Rules), func(r string) bool { return r == x.Name })
+	return fmt.Sprintf("not in force, contradicts %s: %s", strings.Join(older, ", "), k.Text)
 }

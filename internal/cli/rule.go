@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"context"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,9 +16,102 @@ import (
 )
 
 func newRule(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "rule", Short: "Look at the rules that say which VMs run where"}
-	cmd.AddCommand(newRuleCheck(a))
+	cmd := &cobra.Command{Use: "rule", Short: "Look at the rules that say which VMs run where, and change them"}
+	cmd.AddCommand(newRuleList(a, "list"), newRulePut(a, false), newRulePut(a, true), newRuleRemove(a), newRuleCheck(a))
 	return cmd
+}
+
+// newRulePut is `rule add`, and `rule set` of one that is there.
+func newRulePut(a *app, there bool) *cobra.Command {
+	var o changing
+	cmd := &cobra.Command{Use: "add RULE FIELD=VALUE...", Short: "Add a rule, as the newest", Args: cobra.MinimumNArgs(2),
+		Long: `Add a rule to the cluster file, as the newest, and bring that into force on all
+hosts. The fields are those of rules[] in the cluster file (docs/placement.md):
+
+  hanok rule add spread kind=resourceAffinity vms=db1,db2 policy=apart
+  hanok rule add licence kind=vmHost vmGroups=oracle hostGroups=licensed must=true
+  hanok rule add near kind=nodeAffinity vms=web hosts=host1:10,host2:5
+
+A rule that contradicts older ones is kept and not in force: that is said, here,
+in hanok status and by an event.`,
+		ValidArgsFunction: a.completeSettings("rules", nil)}
+	if there {
+		cmd.Use, cmd.Short = "set RULE FIELD=VALUE...", "Change a rule; it keeps its age"
+		cmd.Long = "Change fields of a rule, and bring that into force on all hosts. The rule keeps its\nage. Without a value a field gets its default back.\n\n  hanok rule set spread vms=db1,db2,db3"
+		cmd.ValidArgsFunction = a.completeSettings("rules", a.completeRules)
+	}
+	out := o.flags(cmd)
+	cmd.RunE = func(c *cobra.Command, args []string) (err error) {
+		if o.json, err = asJSON(*out); err != nil {
+			return err
+		}
+		sets, err := settings("rules", args[0], args[1:])
+		if err != nil {
+			return err
+		}
+		return a.change(c, o, func(now *config.Cluster) (*config.Cluster, error) {
+			switch i := ruleIndex(now, args[0]); {
+			case there && i < 0:
+				return nil, noRule(now, args[0])
+			case !there && i >= 0:
+				return nil, Fail(ExitRefused, "hanok rule set "+args[0]+" changes it", "there is a rule %s already", args[0])
+			case !there:
+				now.Rules = append(now.Rules, config.Rule{Name: args[0]})
+			}
+			return now.WithAll(sets...)
+		})
+	}
+	return cmd
+}
+
+func newRuleRemove(a *app) *cobra.Command {
+	var o changing
+	cmd := &cobra.Command{Use: "remove RULE", Aliases: []string{"rm"}, Short: "Remove a rule", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeRules}
+	out := o.flags(cmd)
+	cmd.RunE = func(c *cobra.Command, args []string) (err error) {
+		if o.json, err = asJSON(*out); err != nil {
+			return err
+		}
+		return a.change(c, o, func(now *config.Cluster) (*config.Cluster, error) {
+			i := ruleIndex(now, args[0])
+			if i < 0 {
+				return nil, noRule(now, args[0])
+			}
+			now.Rules = slices.Delete(now.Rules, i, i+1)
+			return now, nil
+		})
+	}
+	return cmd
+}
+
+func ruleIndex(c *config.Cluster, name string) int {
+	return slices.IndexFunc(c.Rules, func(r config.Rule) bool { return r.Name == name })
+}
+
+func noRule(c *config.Cluster, name string) error {
+	return Fail(ExitNotFound, dash(config.Suggest(name, ruleNames(c))), "the cluster file has no rule %q", name)
+}
+
+func ruleNames(c *config.Cluster) []string {
+	out := make([]string, len(c.Rules))
+	for i := range c.Rules {
+		out[i] = c.Rules[i].Name
+	}
+	return out
+}
+
+// completeRules completes one argument with the names of rules.
+func (a *app) completeRules(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	c, err := a.config(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return ruleNames(c), cobra.ShellCompDirectiveNoFileComp
 }
 
 // ruleReport is the output of `rule check -o json`.

@@ -18,8 +18,8 @@ import (
 )
 
 func newVM(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "vm", Short: "List, protect, start and stop VMs"}
-	cmd.AddCommand(newVMList(a), newVMShow(a), newProtect(a), newUnprotect(a), newDrift(a),
+	cmd := &cobra.Command{Use: "vm", Short: "List, protect, change, start and stop VMs"}
+	cmd.AddCommand(newVMList(a), newVMShow(a), newProtect(a), newUnprotect(a), newDrift(a), newVMSet(a),
 		newPower(a, power{use: "start", short: "Start a VM where it fits", done: "runs", forced: true,
 			request: func(r *fdm.VMRef) fdm.AdminRequest { return fdm.AdminRequest{Start: r} },
 			reached: func(v *local.VM) bool { return v.State == model.VMStarted }}),

@@ -212,6 +212,7 @@ func TestDiffIsReadable(t *testing.T) {
 	b.Hosts[0], b.Hosts[1] = b.Hosts[1], b.Hosts[0]
 	b.Hosts[1].Address["mgmt"] = netip.MustParseAddr("10.99.0.99")
 	b.Networks[0], b.Networks[1] = b.Networks[1], b.Networks[0]
+	b.Rules[0], b.Rules[1] = b.Rules[1], b.Rules[0]
 	var got []string
 	for _, c := range Diff(a, b) {
 		got = append(got, c.String())
@@ -223,6 +224,7 @@ func TestDiffIsReadable(t *testing.T) {
 		"+ vms[new]",
 		"- vms[db1]",
 		"~ networks: [mgmt hb2 vm] → [hb2 mgmt vm]",
+		"~ rules: [near-licence apart must-rack-a] → [apart near-licence must-rack-a]",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -360,6 +362,9 @@ func TestWith(t *testing.T) {
 		{"vms[db1].memory", "2GiB", "~ vms[db1].memory: 0MiB → 2GiB"},
 		{"datastores[ds.2].backing", "array-c", "~ datastores[ds.2].backing: array-b → array-c"},
 		{"rules[near-licence].hosts.host2", "7", "host2: 7"},
+		{"rules[near-licence].hosts", "host1:3,host2:4", "{host1: 3, host2: 4}"},
+		{"vms[web].groups", "a, b", "groups:"},
+		{"vms[web].restart.priority", "", "~ vms[web].restart.priority: high → medium"},
 	} {
 		got, err := c.With(tt.path, tt.value)
 		if err != nil {
@@ -384,6 +389,36 @@ func TestWith(t *testing.T) {
 		if _, err := c.With(tt.path, tt.value); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s=%s: %v, want %q", tt.path, tt.value, err, tt.want)
 		}
+	}
+}
+
+// Fields of one kind of rule are only right together.
+func TestWithAll(t *testing.T) {
+	c := mustParse(t, full)
+	c.Rules = append(c.Rules, Rule{Name: "new"})
+	got, err := c.WithAll(Setting{"rules[new].kind", "vmHost"}, Setting{"rules[new].vms", "db1,dns"}, Setting{"rules[new].hostGroups", "rack-a"}, Setting{"rules[new].must", "true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Rule{Name: "new", Kind: RuleVMHost, VMs: []string{"db1", "dns"}, HostGroups: []string{"rack-a"}, Must: true}
+	if diff := cmp.Diff(want, got.Rules[3]); diff != "" || got.Version != c.Version+1 {
+		t.Errorf("version %d (-want +got):\n%s", got.Version, diff)
+	}
+	if _, err := c.WithAll(Setting{"rules[new].kind", "vmHost"}, Setting{"rules[new].policy", "apart"}); err == nil || !strings.Contains(err.Error(), "policy") {
+		t.Errorf("a field of another kind: %v", err)
+	}
+}
+
+func TestFieldsOf(t *testing.T) {
+	words := map[string]string{}
+	for _, f := range FieldsOf("vms") {
+		words[f.Path] = strings.Join(f.Words, " ")
+	}
+	if _, named := words["name"]; named || words["requested"] != "started stopped disabled ignored" || words["restart.failback"] != "true false" || words["isolationResponse"] != "none powerOff shutdown" {
+		t.Errorf("got %v", words)
+	}
+	if FieldsOf("name") != nil || FieldsOf("vmz") != nil {
+		t.Error("what is no list has fields")
 	}
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"slices"
 )
 
 // Change is one difference between two versions of a cluster file.
@@ -38,15 +39,20 @@ func (c Change) String() string {
 
 // Diff lists what changes from one cluster to another, the version left out, in
 // the order of the schema. The order of named elements does not count, except
-// that of networks, which is the order in which they are tried.
+// that of networks, which is the order in which they are tried, and that of rules,
+// which is their age.
 func Diff(before, after *Cluster) []Change {
 	var out []Change
 	a, b := before.withoutDerived(), after.withoutDerived()
 	a.Version, b.Version = 0, 0
 	diffStruct(reflect.ValueOf(a), reflect.ValueOf(b), "", &out)
-	if x, y := before.networkNames(), after.networkNames(); !reflect.DeepEqual(x, y) && sameSet(x, y) {
-		out = append(out, Change{Field: "networks", Old: fmt.Sprint(x), New: fmt.Sprint(y), Op: OpChanged})
+	order := func(field string, x, y []string) {
+		if !slices.Equal(x, y) && sameSet(x, y) {
+			out = append(out, Change{Field: field, Old: fmt.Sprint(x), New: fmt.Sprint(y), Op: OpChanged})
+		}
 	}
+	order("networks", before.networkNames(), after.networkNames())
+	order("rules", before.ruleNames(), after.ruleNames())
 	return out
 }
 

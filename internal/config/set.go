@@ -4,36 +4,120 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v2"
 )
 
+// Setting is a field with its new value, as [Cluster.With] takes them.
+type Setting struct {
+	Path, Value string
+}
+
 // With returns a copy with one field changed and the version raised by one, as
 // `hanok cluster apply` of an edited file would. The field is a path such as
 // ha.isolationResponse, hosts[host1].maintenance or vms[web].restart.priority;
-// the value is read as YAML. The result is checked as a whole.
+// the value is read as YAML, and a list may be written a,b and a map a:1,b:2. No
+// value gives the field its default back. The result is checked as a whole.
 func (c *Cluster) With(path, value string) (*Cluster, error) {
-	fail := func(err error) (*Cluster, error) {
-		return nil, fmt.Errorf("set %s to %q: %w", clip(path), clip(value), err)
-	}
+	return c.WithAll(Setting{path, value})
+}
+
+// WithAll is With for several fields at once: only what they come to together is
+// checked.
+func (c *Cluster) WithAll(sets ...Setting) (*Cluster, error) {
 	tree := c.tree()
-	var v any
-	if err := yaml.Unmarshal([]byte(value), &v); err != nil {
-		return fail(fmt.Errorf("the value is no YAML: %s", strings.TrimPrefix(err.Error(), "yaml: ")))
-	}
-	if err := setPath(tree, path, v); err != nil {
-		return fail(err)
+	var all []string
+	for _, s := range sets {
+		var v any
+		err := yaml.Unmarshal([]byte(s.Value), &v)
+		if err != nil {
+			err = fmt.Errorf("the value is no YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		} else {
+			err = setPath(tree, s.Path, v)
+		}
+		what := fmt.Sprintf("set %s to %q", clip(s.Path), clip(s.Value))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		all = append(all, what)
 	}
 	tree["version"] = int(c.Version + 1)
 	out, err := decode(tree)
-	if err != nil {
-		return fail(err)
+	if err == nil {
+		_, err = out.Marshal() // it may be too large to be handed on
 	}
-	if _, err := out.Marshal(); err != nil { // too large to be handed on
-		return fail(err)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(all, ", "), err)
 	}
 	return out, nil
+}
+
+// shorthand reads a,b as a list and a:1,b:2 as a map, where a field is one.
+func shorthand(v any, t reflect.Type) any {
+	text, ok := v.(string)
+	if !ok {
+		return v
+	}
+	parts := strings.Split(text, ",")
+	switch {
+	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.String:
+		list := make([]any, len(parts))
+		for i, p := range parts {
+			list[i] = strings.TrimSpace(p)
+		}
+		return list
+	case t.Kind() == reflect.Map && t.Elem().Kind() == reflect.Int:
+		m := map[any]any{}
+		for _, p := range parts {
+			name, value, _ := strings.Cut(p, ":")
+			n, err := strconv.Atoi(strings.TrimSpace(value))
+			if err != nil {
+				return v
+			}
+			m[strings.TrimSpace(name)] = n
+		}
+		return m
+	}
+	return v
+}
+
+// FieldInfo is a field that can be set, for people who complete it.
+type FieldInfo struct {
+	// Path inside its element, such as restart.priority.
+	Path string
+	// Words are the values that it takes; nil if they are too many.
+	Words []string
+}
+
+// FieldsOf lists the fields of the elements of a list of the cluster file, such as
+// vms or rules, without their names; nil for an unknown list.
+func FieldsOf(list string) []FieldInfo {
+	t := reflect.TypeFor[Cluster]()
+	for _, f := range fieldsOf(t) {
+		if e := t.Field(f.index).Type; f.name == list && e.Kind() == reflect.Slice {
+			return fieldInfos(e.Elem(), "")
+		}
+	}
+	return nil
+}
+
+func fieldInfos(t reflect.Type, path string) []FieldInfo {
+	var out []FieldInfo
+	for _, f := range fieldsOf(t) {
+		ft, at := t.Field(f.index).Type, join(path, f.name)
+		switch {
+		case at == "name":
+		case ft.Kind() == reflect.Struct && ft != typeAddr && ft != typeTiming:
+			out = append(out, fieldInfos(ft, at)...)
+		case ft.Kind() == reflect.Bool:
+			out = append(out, FieldInfo{at, []string{"true", "false"}})
+		default:
+			out = append(out, FieldInfo{at, slices.DeleteFunc(slices.Clone(f.words), func(w string) bool { return w == "" })})
+		}
+	}
+	return out
 }
 
 // setPath sets the field at path in a tree of maps and lists, making maps that
@@ -65,7 +149,7 @@ func setPath(m map[any]any, path string, v any) error {
 			continue
 		}
 		if !more {
-			m[name] = v
+			m[name] = shorthand(v, ft)
 			return nil
 		}
 		inner, isMap := m[name].(map[any]any)

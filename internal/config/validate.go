@@ -144,6 +144,10 @@ func (c *Cluster) datastoreNames() []string {
 	return names(c.Datastores, func(d *Datastore) string { return string(d.Name) })
 }
 
+func (c *Cluster) ruleNames() []string {
+	return names(c.Rules, func(r *Rule) string { return r.Name })
+}
+
 func (c *Cluster) hostNames() []string {
 	return names(c.Hosts, func(h *Host) string { return string(h.Name) })
 }

@@ -145,6 +145,7 @@ func (m *Machine) lead() {
 	m.gatherEnd = m.now + m.cfg.Gather
 	m.emit(event.Event{Kind: event.Election, Host: m.cfg.Self, Text: fmt.Sprintf("%s is primary", m.cfg.Self), Cause: why,
 		Evidence: map[string]string{"datastores": fmt.Sprint(m.datastores()), "round": fmt.Sprint(m.round)}})
+	m.tellRules(nil)
 	knownFailed := map[model.HostID]bool{}
 	m.wasProtected = map[model.VMID]bool{}
 	if m.viewKnown {

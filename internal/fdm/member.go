@@ -75,6 +75,7 @@ func (m *Machine) onConfig(c Cluster) {
 	}
 	changed := !m.loaded || c.Version != m.conf.Version
 	wasOff := !m.loaded || !m.conf.Enabled
+	conflicts := m.conf.Conflicts
 	if !m.loaded {
 		m.iso.heardAt = m.now
 	}
@@ -87,7 +88,7 @@ func (m *Machine) onConfig(c Cluster) {
 			Evidence: map[string]string{"ha": onOff(c.Enabled), "hostMonitoring": onOff(c.HostMonitoring)}})
 	}
 	if changed && m.role == rolePrimary {
-		m.tellRules()
+		m.tellRules(conflicts)
 	}
 	m.settleApplies()
 	switch {

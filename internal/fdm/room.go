@@ -7,6 +7,7 @@ import (
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/placement"
+	"hanok.dev/hanok/internal/rules"
 )
 
 // Where VMs of a restart go: what placement is told of hosts, VMs and rules.
@@ -137,12 +138,23 @@ func (m *Machine) plan(room *placement.State, list []*vm) {
 	}
 }
 
-// tellRules tells people which rules are not in force, and why.
-func (m *Machine) tellRules() {
+// tellRules tells people which rules are not in force, and why, and which are
+// again, as far as they do not know it: before is what they were told of.
+func (m *Machine) tellRules(before []rules.Conflict) {
+	told := map[string]string{}
+	for _, c := range before {
+		told[c.Disabled] = c.Reason
+	}
 	for _, c := range m.conf.Conflicts {
-		m.emit(event.Event{Kind: event.Config, Severity: event.Warning,
-			Text:  fmt.Sprintf("rule %s is not in force: it contradicts %s", c.Disabled, strings.Join(others(c.Rules, c.Disabled), ", ")),
-			Cause: c.Reason})
+		if told[c.Disabled] != c.Reason {
+			m.emit(event.Event{Kind: event.Config, Severity: event.Warning,
+				Text:  fmt.Sprintf("rule %s is not in force: it contradicts %s", c.Disabled, strings.Join(others(c.Rules, c.Disabled), ", ")),
+				Cause: c.Reason})
+		}
+		delete(told, c.Disabled)
+	}
+	for _, name := range sortedKeys(told) {
+		m.emit(event.Event{Kind: event.Config, Text: fmt.Sprintf("rule %s contradicts none any more", name)})
 	}
 }
 

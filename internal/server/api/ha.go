@@ -54,7 +54,7 @@ func (a HA) GetHAStatus(_ context.Context, r *hanokv1.GetHAStatusRequest) (*hano
 		out.Agents = append(out.Agents, agentRow(c, h))
 	}
 	out.Resources = a.resources(r.Cluster, w.Cluster)
-	for _, x := range ruleList(r.Cluster, w.Cluster) {
+	for _, x := range Rules(r.Cluster, w.Cluster) {
 		switch x.Kind {
 		case config.RuleNodeAffinity:
 			out.NodeRules = append(out.NodeRules, x)
@@ -147,6 +147,17 @@ func agentRow(c *hanokv1.Cluster, h *hanokv1.Host) *hanokv1.AgentRow {
 
 // resources are the VMs of the file and those that hosts report, by name.
 func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
+	var seen []*hanokv1.VM
+	a.cache.VMs(cluster, "", func(v *hanokv1.VM) bool {
+		seen = append(seen, v)
+		return true
+	})
+	return Resources(cluster, c, seen)
+}
+
+// Resources are the VMs of a cluster file and those that its hosts report, by
+// name.
+func Resources(cluster string, c *config.Cluster, seen []*hanokv1.VM) []*hanokv1.Resource {
 	byName := map[string]*hanokv1.Resource{}
 	for i := range c.VMs {
 		v := &c.VMs[i]
@@ -154,7 +165,7 @@ func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
 			Requested: string(v.Requested), MaxRestart: int32(v.Restart.MaxRestart), MaxRelocate: int32(v.Restart.MaxRelocate), Failback: v.Restart.Failback,
 			Priority: string(v.Restart.Priority), Datastore: string(v.Datastore), Configured: true}
 	}
-	a.cache.VMs(cluster, "", func(v *hanokv1.VM) bool {
+	for _, v := range seen {
 		r := byName[v.Name]
 		if r == nil {
 			r = &hanokv1.Resource{Cluster: cluster, Id: "vm:" + v.Name, Type: "vm", Name: v.Name, Requested: string(model.RequestedStarted), MaxRestart: config.NoLimit, MaxRelocate: config.NoLimit,
@@ -162,8 +173,7 @@ func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
 			byName[v.Name] = r
 		}
 		r.Node, r.State, r.Reason = v.Host, v.State, v.Reason
-		return true
-	})
+	}
 	out := make([]*hanokv1.Resource, 0, len(byName))
 	for _, r := range byName {
 		out = append(out, r)
@@ -254,8 +264,8 @@ func (a HA) RemoveResource(ctx context.Context, r *hanokv1.RemoveResourceRequest
 	})
 }
 
-// ruleList are the rules of a cluster file with their conflicts.
-func ruleList(cluster string, c *config.Cluster) []*hanokv1.Rule {
+// Rules are the rules of a cluster file with their conflicts, oldest first.
+func Rules(cluster string, c *config.Cluster) []*hanokv1.Rule {
 	report := snapshot.Check(c, rules.Options{})
 	byRule := map[string][]*hanokv1.Conflict{}
 	for _, x := range report.Conflicts {
@@ -264,8 +274,8 @@ func ruleList(cluster string, c *config.Cluster) []*hanokv1.Rule {
 	var out []*hanokv1.Rule
 	for i := range c.Rules {
 		r := &c.Rules[i]
-		x := &hanokv1.Rule{Cluster: cluster, Name: r.Name, Kind: r.Kind, Resources: r.VMs, Strict: r.Strict, Policy: r.Policy, HostGroups: r.HostGroups, Must: r.Must,
-			Conflicts: byRule[r.Name]}
+		x := &hanokv1.Rule{Cluster: cluster, Name: r.Name, Kind: r.Kind, Resources: r.VMs, VmGroups: r.VMGroups, Strict: r.Strict, Policy: r.Policy,
+			Scope: r.Scope, Preferred: r.Preferred, HostGroups: r.HostGroups, Must: r.Must, Avoid: r.Avoid, Conflicts: byRule[r.Name]}
 		for h, weight := range r.Hosts {
 			x.Nodes = append(x.Nodes, &hanokv1.NodeWeight{Node: string(h), Weight: int32(weight)})
 		}
@@ -290,7 +300,7 @@ func (a HA) ListRules(_ context.Context, r *hanokv1.ListRulesRequest) (*hanokv1.
 	if w == nil {
 		return nil, a.noCluster(r.Cluster)
 	}
-	list := slices.DeleteFunc(ruleList(r.Cluster, w.Cluster), func(x *hanokv1.Rule) bool { return r.Kind != "" && x.Kind != r.Kind })
+	list := slices.DeleteFunc(Rules(r.Cluster, w.Cluster), func(x *hanokv1.Rule) bool { return r.Kind != "" && x.Kind != r.Kind })
 	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
 	out := &hanokv1.ListRulesResponse{Version: w.Cluster.Version}
 	out.Rules, out.NextPageToken = cut(p, list, func(x *hanokv1.Rule) string { return x.Name })
@@ -311,15 +321,15 @@ func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.Pu
 				c.Rules = append(c.Rules, config.Rule{Name: x.Name})
 				i = len(c.Rules) - 1
 			}
-			o := &c.Rules[i] // what the API does not show stays
-			o.Kind, o.VMs, o.Strict, o.Policy, o.HostGroups, o.Must = x.Kind, x.Resources, x.Strict, x.Policy, x.HostGroups, x.Must
-			o.Hosts = nil
+			o := config.Rule{Name: x.Name, Kind: x.Kind, VMs: x.Resources, VMGroups: x.VmGroups, Strict: x.Strict, Policy: x.Policy, Scope: x.Scope,
+				Preferred: x.Preferred, HostGroups: x.HostGroups, Must: x.Must, Avoid: x.Avoid}
 			for _, n := range x.Nodes {
 				if o.Hosts == nil {
 					o.Hosts = map[model.HostID]int{}
 				}
 				o.Hosts[model.HostID(n.Node)] = int(n.Weight)
 			}
+			c.Rules[i] = o
 			return c, nil
 		})
 		if err != nil {

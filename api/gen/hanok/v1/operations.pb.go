@@ -2471,7 +2471,15 @@ type Rule struct {
 	HostGroups []string `protobuf:"bytes,8,rep,name=host_groups,json=hostGroups,proto3" json:"host_groups,omitempty"`
 	Must       bool     `protobuf:"varint,9,opt,name=must,proto3" json:"must,omitempty"`
 	// Contradictions with older rules: this one does not count.
-	Conflicts     []*Conflict `protobuf:"bytes,10,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	Conflicts []*Conflict `protobuf:"bytes,10,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	// VM groups whose VMs it is about, beside resources.
+	VmGroups []string `protobuf:"bytes,11,rep,name=vm_groups,json=vmGroups,proto3" json:"vm_groups,omitempty"`
+	// resourceAffinity, apart: host (also empty) or failureDomain.
+	Scope string `protobuf:"bytes,12,opt,name=scope,proto3" json:"scope,omitempty"`
+	// resourceAffinity: broken rather than leave a VM down.
+	Preferred bool `protobuf:"varint,13,opt,name=preferred,proto3" json:"preferred,omitempty"`
+	// vmHost: not on these hosts instead of on them.
+	Avoid         bool `protobuf:"varint,14,opt,name=avoid,proto3" json:"avoid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2574,6 +2582,34 @@ func (x *Rule) GetConflicts() []*Conflict {
 		return x.Conflicts
 	}
 	return nil
+}
+
+func (x *Rule) GetVmGroups() []string {
+	if x != nil {
+		return x.VmGroups
+	}
+	return nil
+}
+
+func (x *Rule) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Rule) GetPreferred() bool {
+	if x != nil {
+		return x.Preferred
+	}
+	return false
+}
+
+func (x *Rule) GetAvoid() bool {
+	if x != nil {
+		return x.Avoid
+	}
+	return false
 }
 
 type NodeWeight struct {
@@ -3926,7 +3962,7 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1e\n" +
 	"\n" +
 	"configured\x18\x0e \x01(\bR\n" +
-	"configured\"\xa9\x02\n" +
+	"configured\"\x90\x03\n" +
 	"\x04Rule\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3939,7 +3975,11 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"hostGroups\x12\x12\n" +
 	"\x04must\x18\t \x01(\bR\x04must\x120\n" +
 	"\tconflicts\x18\n" +
-	" \x03(\v2\x12.hanok.v1.ConflictR\tconflicts\"8\n" +
+	" \x03(\v2\x12.hanok.v1.ConflictR\tconflicts\x12\x1b\n" +
+	"\tvm_groups\x18\v \x03(\tR\bvmGroups\x12\x14\n" +
+	"\x05scope\x18\f \x01(\tR\x05scope\x12\x1c\n" +
+	"\tpreferred\x18\r \x01(\bR\tpreferred\x12\x14\n" +
+	"\x05avoid\x18\x0e \x01(\bR\x05avoid\"8\n" +
 	"\n" +
 	"NodeWeight\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
