@@ -449,7 +449,7 @@ func TestEventsAreKeptSharedAndServed(t *testing.T) {
 		t.Errorf("not completed: %+v", mine)
 	}
 	other, _ := json.Marshal(fdm.Message{Events: &fdm.EventShare{Events: []event.Event{mine,
-		{ID: "host2-1-1", By: "host2", Kind: event.Silence, Failover: "f1", Text: "theirs", Wall: time.Now()},
+		{ID: "host2-1-1", By: "host2", Kind: event.Silence, Failover: "f1", Text: "theirs", Wall: time.Now().Add(2 * time.Millisecond)},
 		{ID: "host2-1-1", By: "host2", Kind: event.Silence, Failover: "f1", Text: "again"}}}})
 	r.net.recv.Message("host2", other)
 	r.nextEvent()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,6 +96,7 @@ func await[E fdm.Event](t *testing.T, c *fakeCore, match func(E) bool) E {
 }
 
 type fakeTransport struct {
+	anew       atomic.Int32 // how often sessions were made anew
 	mu         sync.Mutex
 	recv       Receiver
 	beats      chan string
@@ -119,7 +121,7 @@ func (f *fakeTransport) Configure(c *config.Cluster) error {
 }
 func (f *fakeTransport) Counters() map[string]uint64   { return map[string]uint64{"forged": 7} }
 func (f *fakeTransport) CertificateExpires() time.Time { return time.Unix(2e9, 0) }
-func (f *fakeTransport) Reauthenticate() error         { return nil }
+func (f *fakeTransport) Reauthenticate() error         { f.anew.Add(1); return nil }
 func (f *fakeTransport) Close() error                  { return nil }
 
 type fakeGuard struct {
@@ -262,6 +264,7 @@ type rig struct {
 	agent  *Agent
 	client *local.Client
 	remote func(*config.Cluster, model.HostID, http.Handler) (Remote, error)
+	trust  Trust
 	// gateways and names are this host's routes and its DNS.
 	gateways []netip.Addr
 	names    map[string]netip.Addr
@@ -308,6 +311,7 @@ func newRig(t *testing.T, prepare func(*rig)) *rig {
 func (r *rig) ports() Ports {
 	return Ports{
 		OpenRemote:    r.remote,
+		Trust:         r.trust,
 		OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) { r.net.recv = rc; return r.net, nil },
 		DialGuard: func(context.Context) (Guard, error) {
 			select {

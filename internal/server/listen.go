@@ -54,12 +54,13 @@ func (s *Server) listen(ctx context.Context, h http.Handler) error {
 	}
 	// A browser that is logged in must not be made to act by another site.
 	guarded := http.NewCrossOriginProtection().Handler(access.Identify(s.cfg.Access, h))
-	s.serve("address", ln, hardened(guarded))
+	s.serve("address", ln, hardened(guarded, bodyLimit))
 	return nil
 }
 
-// hardened puts the bounds and headers of a public address around a handler.
-func hardened(next http.Handler) http.Handler {
+// hardened puts the bounds and headers of a public address around a handler; a
+// request has limit to arrive.
+func hardened(next http.Handler, limit time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Strict-Transport-Security", "max-age=31536000")
@@ -72,7 +73,7 @@ func hardened(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		if r.Body != nil && r.Body != http.NoBody {
 			c := http.NewResponseController(w)
-			if err := c.SetReadDeadline(time.Now().Add(bodyLimit)); err == nil {
+			if err := c.SetReadDeadline(time.Now().Add(limit)); err == nil {
 				r.Body = &patient{http.MaxBytesReader(w, r.Body, maxBody), c}
 			} else {
 				r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -83,7 +84,8 @@ func hardened(next http.Handler) http.Handler {
 }
 
 // patient ends the time limit of a request's body with the body: streams of
-// answers last longer.
+// answers last longer. After a failure it stays: what net/http still reads of the
+// body, before it lets the connection go, is bounded by it, too.
 type patient struct {
 	io.ReadCloser
 	c *http.ResponseController
@@ -91,8 +93,8 @@ type patient struct {
 
 func (p *patient) Read(b []byte) (int, error) {
 	n, err := p.ReadCloser.Read(b)
-	if err != nil {
-		_ = p.c.SetReadDeadline(time.Time{}) // the connection ended then
+	if errors.Is(err, io.EOF) {
+		_ = p.c.SetReadDeadline(time.Time{}) // it fails when the connection ended
 	}
 	return n, err
 }

@@ -60,7 +60,7 @@ func overSocket(s *Server) *http.Client {
 	}}}
 }
 
-func post(t *testing.T, s *Server, method, body string, header ...string) (int, string) {
+func post(t testing.TB, s *Server, method, body string, header ...string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequest("POST", "http://"+s.Address()+"/hanok.v1."+method, strings.NewReader(body))
 	if err != nil {

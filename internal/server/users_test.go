@@ -38,7 +38,7 @@ var rules = map[string]string{
 var order = map[string]int{"anyone": 0, "viewer": 1, "operator": 2, "administrator": 3}
 
 // withUsers runs a server with its own accounts and a token of each role.
-func withUsers(t *testing.T) (*Server, map[string]string) {
+func withUsers(t testing.TB) (*Server, map[string]string) {
 	t.Helper()
 	dir := t.TempDir()
 	s, err := New(Config{Name: "s1", Store: store.Config{Dir: filepath.Join(dir, "data")}, Socket: filepath.Join(dir, "s"), Listen: "127.0.0.1:0", Plain: true,
