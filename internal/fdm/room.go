@@ -42,6 +42,19 @@ func (v *vm) placeOf() *member {
 	return nil
 }
 
+// believedOn is where a VM that nobody reports may run, by its lock or, until that
+// is read, by the list: on a host that cannot be spoken to. Rules count it there.
+func (m *Machine) believedOn(v *vm) *member {
+	h := v.host
+	if h == nil {
+		h = m.members[v.p.Host]
+	}
+	if h == nil || h.failed || h.report != nil && !h.suspect || v.p.Down != nil || m.requested(v) != model.RequestedStarted {
+		return nil
+	}
+	return h
+}
+
 // room is what placement knows of the members now: with these VMs, those that
 // wait for their turn, and all that rules are about. What else runs or starts on
 // a member is in its Reserved.
@@ -82,7 +95,11 @@ func (m *Machine) room(list []*vm) *placement.State {
 	}
 	s := placement.New(hosts, vms, m.conf.Rules)
 	for _, id := range sortedKeys(in) {
-		if h := in[id].placeOf(); h != nil {
+		h := in[id].placeOf()
+		if h == nil {
+			h = m.believedOn(in[id])
+		}
+		if h != nil {
 			_ = s.Run(in[id].p.Name, h.name) // a host that left the file counts for nothing
 		}
 	}
