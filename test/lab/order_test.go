@@ -1,8 +1,10 @@
 package lab_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,4 +90,52 @@ func stepOf(list event.Timeline, vm string, kind event.Kind) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("the timeline of %s has no %s yet", vm, kind)
+}
+
+// Hard rules hold through a failure: a must-rule keeps a VM down, and so does an
+// apart-rule with too few hosts; both say so, and both VMs start when the host
+// returns. A rule that contradicts an older one is not in force, and is told. A VM
+// requested stopped stays down until it is requested started.
+func TestRulesHoldInARestart(t *testing.T) {
+	c := settled(t)
+	victim := c.secondaryWithVMs()
+	licensed, alone := c.vmsOn(victim)[0], c.vmsOn(victim)[1]
+	apart := []string{alone}
+	for _, h := range c.hosts() {
+		if h != victim {
+			c.must(c.d.EnsureVMs(c.ctx, h, 1))
+			apart = append(apart, c.vmsOn(h)[0])
+		}
+	}
+	restore := c.edited(func(f *config.Cluster) {
+		h := f.HostByName(model.HostID(victim))
+		h.Groups = append(h.Groups, "licensed")
+		f.Rules = append(f.Rules,
+			config.Rule{Name: "must-here", Kind: config.RuleVMHost, VMs: []string{licensed}, HostGroups: []string{"licensed"}, Must: true},
+			config.Rule{Name: "spread", Kind: config.RuleResourceAffinity, VMs: apart, Policy: "apart"})
+	})
+	p := c.primary()
+	c.mustExec(p, "hanok", "rule", "add", "pair", "kind=resourceAffinity", "vms="+apart[0]+","+apart[1], "policy=together")
+	for _, cmd := range []string{"ha rules", "status", "events"} {
+		if out, _ := c.exec(p, append([]string{"hanok"}, strings.Fields(cmd)...)...); !strings.Contains(out, "not in force") || !strings.Contains(out, "pair") {
+			t.Errorf("hanok %s does not say that rule pair is not in force:\n%s", cmd, out)
+		}
+	}
+
+	c.powerOff(victim)
+	c.eventually(20*time.Second, "both say which rule keeps them down", func() error {
+		return errors.Join(c.vmsWait([]string{licensed}, model.VMQueued, "rule must-here"), c.vmsWait([]string{alone}, model.VMQueued, "rule spread"))
+	})
+	c.holds(2*time.Second, "they stay down", func() error { return c.runNowhere([]string{licensed, alone}) })
+	c.powerOn(victim)
+	c.eventually(60*time.Second, "they run on the host that returned", func() error { return c.runOn([]string{licensed, alone}, victim) })
+	restore()
+	c.settle()
+
+	c.mustExec(c.primary(), "hanok", "vm", "set", alone, "requested=stopped")
+	c.eventually(40*time.Second, alone+" is stopped as requested", func() error { return c.vmState(alone, model.VMStopped) })
+	c.runCheck(c.runNowhere([]string{alone}))
+	c.mustExec(c.primary(), "hanok", "vm", "set", alone, "requested=started")
+	c.eventually(30*time.Second, alone+" runs again", func() error { return c.protected(alone) })
+	c.settle()
 }
