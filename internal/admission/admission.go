@@ -57,6 +57,10 @@ const (
 	Reserve Action = "reserve"
 	// Maintenance of Request.Host, whose VMs move elsewhere.
 	Maintenance Action = "maintenance"
+	// Leave and Remove are the shutdown of Request.Host in order and its removal
+	// from the cluster: the same but for the word.
+	Leave  Action = "leave"
+	Remove Action = "remove"
 	// Restart of Request.VM by HA: always allowed.
 	Restart Action = "restart"
 )
@@ -195,6 +199,10 @@ func words(r Request) string {
 		return "a reservation of " + amount(r.VM.Need()) + " for " + r.VM.Name
 	case Maintenance:
 		return "maintenance of " + string(r.Host)
+	case Leave:
+		return "the shutdown of " + string(r.Host)
+	case Remove:
+		return "the removal of " + string(r.Host)
 	}
 	return string(r.Action)
 }
@@ -213,7 +221,7 @@ func amount(r placement.Resources) string {
 // that cannot be carried out at all is refused.
 func apply(s *placement.State, r Request) (undo func(), host model.HostID, refused *Report) {
 	switch r.Action {
-	case Maintenance:
+	case Maintenance, Leave, Remove:
 		return maintain(s, r.Host)
 	case PowerOn, Adopt, Reserve:
 		return change(s, r)

@@ -44,7 +44,7 @@ type remote struct {
 func (a *Agent) remoteHandler(run context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+local.PathStatus, a.serveStatus)
-	mux.HandleFunc("POST "+local.PathAdmin, a.serveAdmin)
+	mux.HandleFunc("POST "+local.PathAdmin, a.serveAdmin("through a server"))
 	mux.HandleFunc("GET "+local.PathConfig, a.serveConfig)
 	a.trustRoutes(mux)
 	mux.HandleFunc("GET "+local.PathFollow, func(w http.ResponseWriter, r *http.Request) { a.serveFollow(run, w, r) })

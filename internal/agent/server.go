@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -54,7 +56,7 @@ func (a *Agent) handler(run context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+local.PathStatus, a.serveStatus)
 	mux.HandleFunc("GET "+local.PathEvents, func(w http.ResponseWriter, r *http.Request) { a.serveEvents(run, w, r) })
-	mux.HandleFunc("POST "+local.PathAdmin, a.serveAdmin)
+	mux.HandleFunc("POST "+local.PathAdmin, a.serveAdmin("on this host"))
 	mux.HandleFunc("GET "+local.PathConfig, a.serveConfig)
 	return mux
 }
@@ -139,7 +141,27 @@ func (a *Agent) addGuard(ctx context.Context, l *local.Local) {
 	}
 }
 
-func (a *Agent) serveAdmin(w http.ResponseWriter, r *http.Request) {
+// maxBy bounds the name of who asks, in bytes.
+const maxBy = 128
+
+// asker is who asks, for events: what the caller says, and where it asked.
+func (a *Agent) asker(by, where string) string {
+	by = strings.ToValidUTF8(by, "")
+	if len(by) > maxBy {
+		by = strings.ToValidUTF8(by[:maxBy], "")
+	}
+	if where == "on this host" {
+		where = "on " + string(a.host)
+	}
+	return cmp.Or(by, "somebody") + " " + where
+}
+
+// serveAdmin takes administrators' requests; where is where they come from.
+func (a *Agent) serveAdmin(where string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) { a.takeAdmin(w, r, where) }
+}
+
+func (a *Agent) takeAdmin(w http.ResponseWriter, r *http.Request, where string) {
 	if !a.ready(w) {
 		return
 	}
@@ -150,8 +172,15 @@ func (a *Agent) serveAdmin(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("request: %w", err), "")
 		return
 	}
-	if req.Apply != nil {
-		if err := a.checkApply(req.Apply); err != nil {
+	if req.Force || req.By != "" {
+		req.By = a.asker(req.By, where)
+	}
+	offer := req.Apply
+	if req.Consider != nil && req.Consider.Apply != nil {
+		offer = req.Consider.Apply
+	}
+	if offer != nil {
+		if err := a.checkApply(offer); err != nil {
 			refuse(w, http.StatusUnprocessableEntity, err, "")
 			return
 		}

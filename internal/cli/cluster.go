@@ -34,23 +34,28 @@ func newCluster(a *app) *cobra.Command {
 
 func newApply(a *app) *cobra.Command {
 	var file string
-	var dryRun, yes bool
+	var how applying
 	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Check a cluster file, show what changes, and bring it into force", Args: cobra.NoArgs,
 		Long: `Check a cluster file, show what changes, and bring it into force on all hosts.
 Its version is raised above the one in force. FILE may be - for standard input.
 
+What changes is shown with the contradictions of its rules and with what admission
+control says to it. Admission control refuses a file that starts VMs, reserves more
+for them or takes hosts away, if no failure could be survived then.
+
 On a host that has no cluster file yet it becomes the first one.`}
 	f := cmd.Flags()
 	f.StringVarP(&file, "file", "f", "", "the cluster file, - for standard input")
-	f.BoolVar(&dryRun, "dry-run", false, "only check and show")
-	f.BoolVarP(&yes, "yes", "y", false, "do not ask")
+	f.BoolVar(&how.dryRun, "dry-run", false, "only check and show; exit status 4 if it would be refused")
+	f.BoolVarP(&how.yes, "yes", "y", false, "do not ask")
+	forceFlag(cmd, &how.force)
 	_ = cmd.MarkFlagRequired("file")
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
 		next, err := a.readCluster(file)
 		if err != nil {
 			return err
 		}
-		return a.apply(c, next, dryRun, yes)
+		return a.apply(c, next, how)
 	}
 	return cmd
 }
@@ -93,12 +98,15 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, limit+1))
 }
 
+// applying is how a cluster file is brought into force.
+type applying struct{ dryRun, yes, force bool }
+
 // apply brings next into force.
-func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) error {
+func (a *app) apply(c *cobra.Command, next *config.Cluster, how applying) error {
 	ctx, out := c.Context(), c.OutOrStdout()
 	now, err := a.config(ctx)
 	if err != nil {
-		return a.applyFirst(c, next, dryRun, err)
+		return a.applyFirst(c, next, how.dryRun, err)
 	}
 	next = next.Clone()
 	stale := next.Version < now.Version
@@ -120,16 +128,23 @@ func (a *app) apply(c *cobra.Command, next *config.Cluster, dryRun, yes bool) er
 	if len(bad) > 0 {
 		i18n.Fprintf(c.ErrOrStderr(), "note: this version of Hanok does not act on %s\n", strings.Join(bad, ", "))
 	}
-	if dryRun {
+	refused := a.effect(c, next, how.dryRun)
+	if how.dryRun {
 		i18n.Fprintf(out, "would become version %d\n", next.Version)
-		return nil
+		if how.force {
+			return nil
+		}
+		return refused
 	}
-	if !yes {
+	if refused != nil && !how.force {
+		return refused
+	}
+	if !how.yes {
 		if err := a.confirm(c, fmt.Sprintf("Bring this into force as version %d? [y/N] ", next.Version), "y", "yes"); err != nil {
 			return err
 		}
 	}
-	have, away, err := a.handOver(c, next, false)
+	have, away, err := a.handOver(c, next, how.force)
 	if err == nil {
 		printInForce(out, next.Version, have, away)
 	}

@@ -30,12 +30,17 @@ func newHost(a *app) *cobra.Command {
 
 func newStopVMs(a *app) *cobra.Command {
 	var guest, limit time.Duration
+	var force bool
 	cmd := &cobra.Command{Use: "stop-vms", Short: "Stop this host's protected VMs in order, before it shuts down (a service does it)", Args: cobra.NoArgs,
 		Long: `Announce that this host goes down on purpose and stop its protected VMs: those
 of low restart priority first, each before the VMs that it depends on. A guest
 that does not shut down in time is powered off. As ha.hostShutdown says, they
 start elsewhere at once, or stay down until this host is back. The host takes no
-VM until it has rebooted, its agent is restarted, or ` + "`hanok host resume`" + `.`}
+VM until it has rebooted, its agent is restarted, or ` + "`hanok host resume`" + `.
+
+Admission control refuses it where VMs would find no place, or no further failure
+would be survived. A shutdown cannot wait for that: its service gives --force.`}
+	forceFlag(cmd, &force)
 	cmd.Flags().DurationVar(&guest, "guest-timeout", 90*time.Second, "how long a guest may take to shut down")
 	cmd.Flags().DurationVar(&limit, "timeout", 10*time.Minute, "how long to wait for all of them")
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
@@ -47,7 +52,7 @@ VM until it has rebooted, its agent is restarted, or ` + "`hanok host resume`" +
 		say := progress{w: c.ErrOrStderr()}
 		left := ""
 		for {
-			text, err := a.order(ctx, fdm.AdminRequest{Leave: &fdm.LeaveRequest{GuestLimit: guest}})
+			text, err := a.order(ctx, fdm.AdminRequest{Leave: &fdm.LeaveRequest{GuestLimit: guest}, Force: force})
 			switch {
 			case err != nil && ctx.Err() == nil:
 				return err

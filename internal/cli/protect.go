@@ -26,8 +26,8 @@ import (
 const libvirtWait = 10 * time.Second
 
 func newProtect(a *app) *cobra.Command {
-	var all, dryRun bool
-	var wait time.Duration
+	var all bool
+	var how adopting
 	cmd := &cobra.Command{Use: "protect VM...", Short: "Protect VMs of this host", Args: cobra.ArbitraryArgs,
 		Long: `Protect VMs that libvirt knows on this host: their definitions are checked and
 copied beside their disks, libvirt's autostart is cleared, and Hanok restarts
@@ -37,8 +37,9 @@ A VM that cannot be protected is named with every reason and what to do.`,
 		ValidArgsFunction: a.completeDomains}
 	f := cmd.Flags()
 	f.BoolVar(&all, "all", false, "all VMs of this host")
-	f.BoolVar(&dryRun, "dry-run", false, "only check")
-	f.DurationVar(&wait, "wait", time.Minute, "how long to wait until it is protected; 0 does not wait")
+	f.BoolVar(&how.dryRun, "dry-run", false, "only check, and ask admission control")
+	forceFlag(cmd, &how.force)
+	f.DurationVar(&how.wait, "wait", time.Minute, "how long to wait until it is protected; 0 does not wait")
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		if all == (len(args) > 0) {
 			return usage("usage: "+c.UseLine(), "name VMs, or give --all")
@@ -55,7 +56,7 @@ A VM that cannot be protected is named with every reason and what to do.`,
 		failed := 0
 		var last error
 		for _, d := range domains {
-			err := p.adopt(c, d, dryRun, wait)
+			err := p.adopt(c, d, how)
 			var more *Error
 			if errors.As(err, &more) || err != nil {
 				failed, last = failed+1, err
@@ -70,6 +71,12 @@ A VM that cannot be protected is named with every reason and what to do.`,
 		return last
 	}
 	return cmd
+}
+
+// adopting is how domains are protected.
+type adopting struct {
+	dryRun, force bool
+	wait          time.Duration
 }
 
 // adopter protects domains of this host.
@@ -178,7 +185,7 @@ next:
 }
 
 // adopt protects one domain.
-func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait time.Duration) error {
+func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, how adopting) error {
 	ctx, out := c.Context(), c.OutOrStdout()
 	text, err := p.hv.XML(ctx, d.VM, d.Persistent)
 	if err != nil {
@@ -200,8 +207,12 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait
 		return Fail(ExitRefused, "give it a disk on a datastore", "%s has no disk on a datastore", d.Name)
 	}
 	file := filepath.Join(p.cluster.DatastoreByName(home).Path, def.Name, def.Name+".xml")
-	if dryRun {
+	vm := p.managed(def, place, home, file, d.Active)
+	if how.dryRun {
 		i18n.Fprintf(out, "%s can be protected; its lock would be on %s, its definition in %s\n", d.Name, home, file)
+		if d.Active {
+			return p.app.considered(c, fdm.Consideration{Protect: &vm})
+		}
 		return nil
 	}
 	normal, err := domainxml.Normalise([]byte(text))
@@ -216,6 +227,30 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait
 			return err
 		}
 	}
+	say := progress{w: c.ErrOrStderr()}
+	reply, err := p.app.orderPrimary(ctx, how.wait, &say, home, fdm.AdminRequest{Protect: &vm, Force: how.force})
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.Name, err)
+	}
+	if reply != "" {
+		say.say("%s: %s", d.Name, reply)
+	}
+	if how.wait <= 0 {
+		return nil
+	}
+	if !d.Active {
+		fmt.Fprintf(out, "%s is registered; it does not run: hanok vm start %s\n", d.Name, d.Name)
+		return nil
+	}
+	if _, err := p.app.await(ctx, how.wait, d.Name, &say, func(v *local.VM) bool { return v.Protected }); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s is protected\n", d.Name)
+	return nil
+}
+
+// managed is a domain of this host as Hanok will manage it.
+func (p *adopter) managed(def *domainxml.Definition, place domainxml.Place, home model.DatastoreName, file string, active bool) model.ProtectedVM {
 	vm := model.ProtectedVM{ID: def.VM, Name: def.Name, Home: home, Datastores: place.DatastoresOf(def), Config: file,
 		Memory: def.Memory, CPUs: def.VCPUs, Requested: model.RequestedStarted, Host: p.status.Host}
 	for _, disk := range def.Disks {
@@ -226,29 +261,10 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, dryRun bool, wait
 	if v := p.cluster.VMByName(def.Name); v != nil {
 		vm.Priority, vm.DependsOn, vm.Requested = v.Restart.Priority, v.DependsOn, v.Requested
 	}
-	say := progress{w: c.ErrOrStderr()}
-	if !d.Active {
+	if !active {
 		vm.Requested = model.RequestedStopped
 	}
-	reply, err := p.app.orderPrimary(ctx, wait, &say, home, fdm.AdminRequest{Protect: &vm})
-	if err != nil {
-		return fmt.Errorf("%s: %w", d.Name, err)
-	}
-	if reply != "" {
-		say.say("%s: %s", d.Name, reply)
-	}
-	if wait <= 0 {
-		return nil
-	}
-	if !d.Active {
-		i18n.Fprintf(out, "%s is registered; it does not run: hanok vm start %s\n", d.Name, d.Name)
-		return nil
-	}
-	if _, err := p.app.await(ctx, wait, d.Name, &say, func(v *local.VM) bool { return v.Protected }); err != nil {
-		return err
-	}
-	i18n.Fprintf(out, "%s is protected\n", d.Name)
-	return nil
+	return vm
 }
 
 func printFindings(w io.Writer, name string, problems []domainxml.Problem) {

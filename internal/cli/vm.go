@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"os/user"
 	"strings"
 	"time"
 
@@ -150,21 +152,46 @@ func (a *app) order(ctx context.Context, req fdm.AdminRequest) (string, error) {
 	if req.Leave != nil {
 		to = local.NewClient(a.socket) // it is about this host
 	}
+	if req.Force && req.By == "" {
+		req.By = whoAsks()
+	}
 	r, err := to.Admin(ctx, req)
 	if err != nil {
 		return "", err
 	}
 	if !r.OK {
-		remedy := strings.Join(r.Help, "; or ")
-		if r.Refused {
-			remedy = strings.TrimPrefix(remedy+"; or do it all the same with --force", "; or ")
-		}
-		return "", Fail(ExitRefused, remedy, "%s", r.Text)
+		return "", refusal(r)
 	}
 	for _, w := range r.Warnings {
 		r.Text = strings.TrimPrefix(r.Text+"\nwarning: "+w, "\n")
 	}
 	return r.Text, nil
+}
+
+// refusal is the error of a request that was not carried out.
+func refusal(r fdm.AdminReply) error {
+	remedy := strings.Join(r.Help, "; or ")
+	if r.Refused {
+		remedy = strings.TrimPrefix(remedy+"; or do it all the same with --force", "; or ")
+	}
+	return Fail(ExitRefused, remedy, "%s", r.Text)
+}
+
+// forceFlag is --force: one word of one meaning wherever admission control may
+// refuse.
+func forceFlag(cmd *cobra.Command, force *bool) {
+	cmd.Flags().BoolVar(force, "force", false, "do it though admission control refuses: room for failures may be missing then; an event says who did")
+}
+
+// whoAsks is the user who runs this, behind sudo if there is one.
+func whoAsks() string {
+	if name := os.Getenv("SUDO_USER"); name != "" {
+		return name
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return fmt.Sprintf("user %d", os.Getuid())
 }
 
 // orderPrimary is order for a request that the primary must answer: while there
@@ -269,7 +296,7 @@ func newPower(a *app, p power) *cobra.Command {
 	cmd := &cobra.Command{Use: p.use + " VM", Short: p.short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeFrom(vmNames)}
 	cmd.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for it; 0 does not wait")
 	if p.forced {
-		cmd.Flags().BoolVar(&force, "force", false, "start it though admission control refuses: room for failures may be missing then")
+		forceFlag(cmd, &force)
 	}
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		say := progress{w: c.ErrOrStderr()}

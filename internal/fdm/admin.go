@@ -19,11 +19,11 @@ type apply struct {
 func (m *Machine) onAdmin(e AdminAsked) {
 	reply := func(r AdminReply) { m.do(Answer{ID: e.ID, Reply: r}) }
 	if e.Request.Protect != nil {
-		m.adoptHere(*e.Request.Protect, e.Request.Force, reply)
+		m.adoptHere(*e.Request.Protect, waive{force: e.Request.Force, by: e.Request.By}, reply)
 		return
 	}
 	if e.Request.Leave != nil {
-		m.leave(*e.Request.Leave, reply)
+		m.leave(*e.Request.Leave, waive{force: e.Request.Force, by: e.Request.By}, reply)
 		return
 	}
 	m.relay(e.Request, reply)
@@ -78,21 +78,22 @@ func (m *Machine) onRelay(h *member, a AdminRelay) {
 
 // serve carries out a request on the primary.
 func (m *Machine) serve(r AdminRequest, reply func(AdminReply)) {
+	w := waive{force: r.Force, by: r.By}
 	switch {
 	case r.Protect != nil:
 		m.register(*r.Protect, reply)
 	case r.Unprotect != nil:
 		m.withVM(*r.Unprotect, reply, m.unprotect)
 	case r.Start != nil:
-		m.withVM(*r.Start, reply, func(v *vm, f func(AdminReply)) { m.admitStart(v, r.Force, f, m.startAsked) })
+		m.withVM(*r.Start, reply, func(v *vm, f func(AdminReply)) { m.startAdmitted(v, w, f) })
 	case r.Shutdown != nil:
 		m.withVM(*r.Shutdown, reply, func(v *vm, f func(AdminReply)) { m.stopAsked(v, CommandShutdown, f) })
 	case r.Kill != nil:
 		m.withVM(*r.Kill, reply, func(v *vm, f func(AdminReply)) { m.stopAsked(v, CommandKill, f) })
 	case r.Apply != nil:
-		m.admitConfig(*r.Apply, r.Force, reply, m.applyConfig)
+		m.applyAdmitted(*r.Apply, w, reply)
 	case r.Consider != nil:
-		m.consider(*r.Consider, r.Force, reply)
+		m.consider(*r.Consider, w, reply)
 	default:
 		reply(AdminReply{Text: "the request is empty or of a newer version than this host's agent"})
 	}
@@ -118,7 +119,7 @@ func (m *Machine) withVM(ref VMRef, reply func(AdminReply), f func(*vm, func(Adm
 
 // adoptHere makes a VM of this host managed: its lock is made and, if it runs,
 // taken before anyone hears of it.
-func (m *Machine) adoptHere(p model.ProtectedVM, force bool, reply func(AdminReply)) {
+func (m *Machine) adoptHere(p model.ProtectedVM, w waive, reply func(AdminReply)) {
 	reply = m.once(reply)
 	switch {
 	case !m.loaded || !m.conf.Enabled:
@@ -140,7 +141,7 @@ func (m *Machine) adoptHere(p model.ProtectedVM, force bool, reply func(AdminRep
 	}
 	ask := p
 	ask.Host = m.cfg.Self
-	m.relay(AdminRequest{Consider: &Consideration{Protect: &ask}, Force: force}, func(r AdminReply) {
+	m.relay(AdminRequest{Consider: &Consideration{Protect: &ask}, Force: w.force, By: w.by}, func(r AdminReply) {
 		if !r.OK {
 			reply(r)
 			return

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
@@ -38,6 +39,10 @@ type leaving struct {
 	asked map[model.VMID]model.Epoch // VMs that were told to stop
 }
 
+// forcedLeave is how long a host that leaves by force waits for the word of
+// admission control, so that the event of it can be told before it is gone.
+const forcedLeave = 2 * time.Second
+
 // Reasons that people read.
 const (
 	leavingWhy = "it is being shut down"
@@ -45,8 +50,9 @@ const (
 	leavingNow = "it is being shut down in order and takes no VM"
 )
 
-// leave carries out a LeaveRequest on this host.
-func (m *Machine) leave(r LeaveRequest, reply func(AdminReply)) {
+// leave carries out a LeaveRequest on this host. The first asks admission control;
+// by force it only tells what that says, and begins whatever it is.
+func (m *Machine) leave(r LeaveRequest, w waive, reply func(AdminReply)) {
 	switch {
 	case r.Cancel && m.leaving == nil:
 		reply(AdminReply{OK: true, Text: fmt.Sprintf("%s is not being shut down", m.cfg.Self)})
@@ -64,6 +70,31 @@ func (m *Machine) leave(r LeaveRequest, reply func(AdminReply)) {
 		reply(AdminReply{OK: true}) // nobody restarts anything: libvirt's own shutdown is left to it
 		return
 	}
+	if m.leaving != nil {
+		m.goOnLeaving(r, reply)
+		return
+	}
+	ask := AdminRequest{Consider: &Consideration{Leave: m.cfg.Self}, Force: w.force, By: w.by}
+	if w.force {
+		begin := m.once(func(AdminReply) { m.goOnLeaving(r, reply) })
+		m.relay(ask, begin)
+		m.after(forcedLeave, func() { begin(AdminReply{}) })
+		return
+	}
+	m.relay(ask, func(a AdminReply) {
+		if !a.OK {
+			if !a.Refused {
+				a.Text, a.Refused = "admission control could not be asked, which counts as no: "+a.Text, true
+			}
+			reply(a)
+			return
+		}
+		m.goOnLeaving(r, withWarnings(admission.Decision{Report: admission.Report{Warnings: a.Warnings}}, reply))
+	})
+}
+
+// goOnLeaving begins to leave, or goes on, and tells what is left.
+func (m *Machine) goOnLeaving(r LeaveRequest, reply func(AdminReply)) {
 	if m.leaving == nil {
 		m.leaving = &leaving{asked: map[model.VMID]model.Epoch{}}
 		m.leavingChanged()

@@ -101,6 +101,9 @@ func (m *Machine) onConfig(c Cluster) {
 		for _, h := range m.order {
 			m.offerConfig(h)
 			m.watchSilence(h)
+			if h.state == model.HostConnected || h.state == model.HostMaintenance {
+				m.shownConnected(h, "")
+			}
 		}
 		m.settingsChanged()
 		m.orderDue = true

@@ -219,11 +219,15 @@ type AdminRequest struct {
 	Consider *Consideration `json:"consider,omitempty"`
 	// Force has it done even though admission control refuses it.
 	Force bool `json:"force,omitempty"`
+	// By is who asks, for people: events about what was forced say so.
+	By string `json:"by,omitempty"`
 }
 
-// Consideration is what admission control is asked about; exactly one field is
-// set.
+// Consideration is what admission control is asked about; exactly one pointer, or
+// Leave, is set.
 type Consideration struct {
+	// Dry: nothing follows from the answer, so that no event tells of a refusal.
+	Dry bool `json:"dry,omitempty"`
 	// Protect is a VM to be adopted; running if it has a Host.
 	Protect *model.ProtectedVM `json:"protect,omitempty"`
 	// Start is a VM to be started.
@@ -250,6 +254,11 @@ type AdminReply struct {
 	Refused bool `json:"refused,omitempty"`
 	// Warnings refuse nothing.
 	Warnings []string `json:"warnings,omitempty"`
+	// Fields are those of a cluster file that a refusal is about.
+	Fields []string `json:"fields,omitempty"`
+	// Decision is what admission control said to a Consider; nil if it was not
+	// asked.
+	Decision *admission.Decision `json:"decision,omitempty"`
 }
 
 // EventShare hands events on to the other hosts, so that any host can show

@@ -345,6 +345,7 @@ func (m *Machine) recovered(h *member) {
 	m.poke(changeRoom)
 }
 
+// shownConnected shows a host that is heard as what the cluster file makes of it.
 func (m *Machine) shownConnected(h *member, why string) {
 	if h.conf.Maintenance {
 		m.setState(h, model.HostMaintenance, why)

@@ -197,12 +197,16 @@ type VM struct {
 	// Field and Value, of VMSet; use them with [config.Cluster.With] as
 	// vms[VM].Field.
 	Field, Value string
-	// Force, of VMStart: though admission control refuses it.
+	// Force, of VMStart and VMSet: though admission control refuses it.
 	Force bool
 }
 
 // Configure changes a field of the cluster file by [config.Cluster.With].
-type Configure struct{ Field, Value string }
+type Configure struct {
+	Field, Value string
+	// Force: though admission control refuses it.
+	Force bool
+}
 
 // DatastoreOp is something done to a datastore itself.
 type DatastoreOp string
@@ -264,6 +268,8 @@ type Maintenance struct {
 type Leave struct {
 	Host   model.HostID
 	Cancel bool
+	// Force: though admission control refuses it.
+	Force bool
 }
 
 // Condition is what is expected of VMs or hosts.

@@ -106,6 +106,7 @@ func parseVM(a *args) Action {
 		v.Force = a.forced()
 	case VMSet:
 		v.Field, v.Value = a.next("the field"), a.next("the value")
+		v.Force = a.forced()
 	}
 	return v
 }
@@ -118,14 +119,18 @@ func parseConfig(a *args) Action {
 	if a.err == nil && (!ok || field == "") {
 		a.fail("write the field, = and the value without spaces")
 	}
-	return Configure{Field: field, Value: value}
+	return Configure{Field: field, Value: value, Force: a.forced()}
 }
 
 func parseHost(a *args) Action {
 	op := a.oneOf("the operation", "maintenance", "stop-vms", "resume")
 	h := a.host()
 	if op != "maintenance" {
-		return Leave{Host: h, Cancel: op == "resume"}
+		l := Leave{Host: h, Cancel: op == "resume"}
+		if !l.Cancel {
+			l.Force = a.forced()
+		}
+		return l
 	}
 	return Maintenance{Host: h, On: a.oneOf("the state", "on", "off") == "on", Force: a.forced()}
 }

@@ -40,11 +40,11 @@ func (s *Sim) Do(a scenario.Action, text string) error {
 	case scenario.VM:
 		return s.doVM(a)
 	case scenario.Configure:
-		return s.configure(a.Field, a.Value, false)
+		return s.configure(a.Field, a.Value, a.Force)
 	case scenario.Maintenance:
 		return s.configure(fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On), a.Force)
 	case scenario.Leave:
-		s.leave(s.byName[a.Host], a.Cancel)
+		s.leave(s.byName[a.Host], a)
 	case scenario.Datastore:
 		s.doDatastore(a)
 	case scenario.Stall:
@@ -198,7 +198,7 @@ func (s *Sim) doVM(a scenario.VM) error {
 	case scenario.VMRestore:
 		g.noDisk = false
 	case scenario.VMSet:
-		return s.configure("vms["+a.VM+"]."+a.Field, a.Value, false)
+		return s.configure("vms["+a.VM+"]."+a.Field, a.Value, a.Force)
 	default:
 		return fmt.Errorf("the simulator has no `vm %s`", a.Op)
 	}
@@ -226,7 +226,10 @@ func (s *Sim) apply(version uint64, tries int, force bool) {
 	offer := &fdm.ConfigOffer{Version: version, File: s.files[version].conf.File}
 	again := func() { s.after(time.Second, func() { s.apply(version, tries-1, force) }) }
 	if !s.Ask(fdm.AdminRequest{Apply: offer, Force: force}, func(r fdm.AdminReply) {
-		if !r.OK && !r.Refused { // a refusal stands
+		switch {
+		case r.Refused && s.cluster.Version == version:
+			s.takeBack(s.files[version])
+		case !r.OK && !r.Refused:
 			again()
 		}
 	}) {
@@ -234,19 +237,33 @@ func (s *Sim) apply(version uint64, tries int, force bool) {
 	}
 }
 
+// takeBack goes back to the file before one that was refused, as an operator
+// does; versions never come twice.
+func (s *Sim) takeBack(refused *file) {
+	c := refused.from.cluster.Clone()
+	c.Version = refused.cluster.Version
+	s.cluster, s.conf, s.newest = c, refused.from.conf, refused.from
+}
+
 // guestLimit is how long a guest may take to shut down before its host does, as
 // `hanok host stop-vms` asks for by default.
 const guestLimit = 90 * time.Second
 
 // leave has a host stop its VMs, or calls that off.
-func (s *Sim) leave(h *host, cancel bool) {
+func (s *Sim) leave(h *host, a scenario.Leave) {
 	if !h.agent.runs() {
 		return
 	}
 	s.admins++
 	s.disturbed()
-	h.leaving = !cancel
-	h.agent.post(fdm.AdminAsked{ID: s.admins, Request: fdm.AdminRequest{Leave: &fdm.LeaveRequest{GuestLimit: guestLimit, Cancel: cancel}}})
+	was := h.leaving
+	h.leaving = !a.Cancel
+	s.asked[s.admins] = func(r fdm.AdminReply) {
+		if r.Refused {
+			h.leaving = was
+		}
+	}
+	h.agent.post(fdm.AdminAsked{ID: s.admins, Request: fdm.AdminRequest{Force: a.Force, Leave: &fdm.LeaveRequest{GuestLimit: guestLimit, Cancel: a.Cancel}}})
 }
 
 func (s *Sim) doDatastore(a scenario.Datastore) {

@@ -66,6 +66,7 @@ type Sim struct {
 	cluster *config.Cluster // the newest version
 	conf    fdm.Cluster
 	files   map[uint64]*file
+	newest  *file // but for those that were refused
 	hosts   []*host
 	byName  map[model.HostID]*host
 	disks   []*disk
@@ -92,6 +93,7 @@ type Sim struct {
 type file struct {
 	cluster *config.Cluster
 	conf    fdm.Cluster
+	from    *file // what was in force before; nil: the first
 }
 
 // New makes the cluster of a file: its hosts are up, its VMs run where the file
@@ -146,7 +148,8 @@ func (s *Sim) adoptFile(c *config.Cluster) {
 	if s.opts.Off.Config != nil {
 		s.opts.Off.Config(&s.conf)
 	}
-	s.files[c.Version] = &file{c, s.conf}
+	s.newest = &file{c, s.conf, s.newest}
+	s.files[c.Version] = s.newest
 }
 
 // fill gives a cluster file what only a real one has.

@@ -82,13 +82,13 @@ func (r *run) do(ctx context.Context, a scenario.Action) error {
 	case scenario.VM:
 		return r.vm(ctx, a)
 	case scenario.Configure:
-		return r.configure(ctx, a.Field, a.Value)
+		return r.configure(ctx, a.Field, a.Value, a.Force)
 	case scenario.Datastore:
 		return r.datastore(ctx, a)
 	case scenario.Leave:
 		return r.leave(ctx, a)
 	case scenario.Maintenance:
-		return r.configure(ctx, fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On))
+		return r.configure(ctx, fmt.Sprintf("hosts[%s].maintenance", a.Host), strconv.FormatBool(a.On), a.Force)
 	}
 	return fmt.Errorf("the lab does not know how to do %T", a)
 }
@@ -162,31 +162,44 @@ func (r *run) vm(ctx context.Context, v scenario.VM) error {
 	case scenario.VMDelete, scenario.VMRestore:
 		return r.disk(v.VM, v.Op == scenario.VMDelete)
 	case scenario.VMSet:
-		return r.configure(ctx, fmt.Sprintf("vms[%s].%s", v.VM, v.Field), v.Value)
+		return r.configure(ctx, fmt.Sprintf("vms[%s].%s", v.VM, v.Field), v.Value, v.Force)
 	}
-	err := r.anywhere(ctx, nil, "hanok", "vm", string(v.Op), "--wait", "0s", v.VM)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == refused {
-		r.say("refused: %v", err) // which the script may be about, as in the simulator
-		return nil
+	argv := []string{"hanok", "vm", string(v.Op), "--wait", "0s", v.VM}
+	if v.Force {
+		argv = append(argv, "--force")
 	}
-	return err
+	return r.unlessRefused(r.anywhere(ctx, nil, argv...))
 }
 
 // refused is hanok's exit status for a request that the cluster refuses.
 const refused = 4
 
+// unlessRefused drops a refusal, which the script may be about, as in the
+// simulator.
+func (r *run) unlessRefused(err error) error {
+	if wasRefused(err) {
+		r.say("refused: %v", err)
+		return nil
+	}
+	return err
+}
+
+func wasRefused(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == refused
+}
+
 // configure changes the cluster file through the cluster itself.
-func (r *run) configure(ctx context.Context, field, value string) error {
+func (r *run) configure(ctx context.Context, field, value string, force bool) error {
 	next, err := r.cluster.With(field, value)
 	if err != nil {
 		return err
 	}
-	if err := r.apply(ctx, next); err != nil {
-		return err
+	err = r.apply(ctx, next, force)
+	if err == nil {
+		r.cluster = next
 	}
-	r.cluster = next
-	return nil
+	return r.unlessRefused(err)
 }
 
 // leave has a host stop its VMs as before its shutdown, or calls that off. The
@@ -196,7 +209,11 @@ func (r *run) leave(ctx context.Context, l scenario.Leave) error {
 		_, err := r.client.Exec(ctx, string(l.Host), "hanok", "host", "resume")
 		return err
 	}
-	cmd, release, err := r.client.Command(ctx, string(l.Host), "hanok", "host", "stop-vms")
+	argv := []string{"hanok", "host", "stop-vms"}
+	if l.Force {
+		argv = append(argv, "--force")
+	}
+	cmd, release, err := r.client.Command(ctx, string(l.Host), argv...)
 	if err != nil {
 		return err
 	}

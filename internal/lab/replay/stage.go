@@ -181,7 +181,7 @@ func (r *run) adopt(ctx context.Context) error {
 			return err
 		}
 		r.cluster = next
-		return r.apply(ctx, next)
+		return r.apply(ctx, next, true)
 	})
 }
 
@@ -289,11 +289,15 @@ func (r *run) lead(ctx context.Context) error {
 }
 
 // apply brings a cluster file into force.
-func (r *run) apply(ctx context.Context, c *config.Cluster) error {
+func (r *run) apply(ctx context.Context, c *config.Cluster, force bool) error {
 	data, err := c.Marshal()
 	if err != nil {
 		return err
 	}
 	const file = layout.HostRun + "/next.yaml"
-	return r.anywhere(ctx, data, "sh", "-c", "cat >"+file+" && hanok cluster apply --yes -f "+file)
+	flag := ""
+	if force {
+		flag = "--force "
+	}
+	return r.anywhere(ctx, data, "sh", "-c", "cat >"+file+" && hanok cluster apply --yes "+flag+"-f "+file)
 }
