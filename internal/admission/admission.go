@@ -2,6 +2,7 @@ package admission
 
 import (
 	"fmt"
+	"slices"
 
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/placement"
@@ -222,7 +223,7 @@ func amount(r placement.Resources) string {
 func apply(s *placement.State, r Request) (undo func(), host model.HostID, refused *Report) {
 	switch r.Action {
 	case Maintenance, Leave, Remove:
-		return maintain(s, r.Host)
+		return maintain(s, r)
 	case PowerOn, Adopt, Reserve:
 		return change(s, r)
 	}
@@ -298,7 +299,8 @@ func restore(s *placement.State, vm string, on, to model.HostID) {
 }
 
 // maintain takes a host out, its VMs moved elsewhere.
-func maintain(s *placement.State, name model.HostID) (undo func(), host model.HostID, refused *Report) {
+func maintain(s *placement.State, r Request) (undo func(), host model.HostID, refused *Report) {
+	name := r.Host
 	h, _, ok := s.Host(name)
 	if !ok {
 		return func() {}, "", &Report{Verdict: placement.No, Reason: fmt.Sprintf("no host %q is known", name)}
@@ -322,7 +324,14 @@ func maintain(s *placement.State, name model.HostID) (undo func(), host model.Ho
 		}
 	}
 	out := h
-	out.Maintenance = true
+	switch r.Action {
+	case Leave:
+		out.Unfit = "it is being shut down"
+	case Remove:
+		out.Unfit = "it is being removed"
+	default:
+		out.Maintenance = true
+	}
 	s.SetHost(out)
 	plan := s.PlaceAll(wants)
 	for _, c := range plan.Choices {
@@ -331,7 +340,8 @@ func maintain(s *placement.State, name model.HostID) (undo func(), host model.Ho
 			if !plan.Proven {
 				verdict = placement.Unknown
 			}
-			return undo, "", &Report{Verdict: verdict, Reason: fmt.Sprintf("%s would have to leave %s and has no place: %s", c.VM, name, placement.DescribeRefusals(c.Refusals)),
+			others := slices.DeleteFunc(c.Refusals, func(r placement.Refusal) bool { return r.Host == name })
+			return undo, "", &Report{Verdict: verdict, Reason: fmt.Sprintf("%s would have to leave %s and has no place: %s", c.VM, name, placement.DescribeRefusals(others)),
 				Help: []string{fmt.Sprintf("stop %s, or make room for it elsewhere, first", c.VM)}}
 		}
 		_ = s.Run(c.VM, c.Host) // both are known: PlaceAll just said so

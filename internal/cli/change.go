@@ -26,7 +26,7 @@ type changing struct {
 // flags adds those of a command that changes something.
 func (o *changing) flags(cmd *cobra.Command) (out *string) {
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only check and show")
-	cmd.Flags().BoolVar(&o.force, "force", false, "do it though admission control refuses: room for failures may be missing then")
+	forceFlag(cmd, &o.force)
 	return outputFlag(cmd)
 }
 
@@ -100,8 +100,12 @@ func (a *app) bring(c *cobra.Command, o changing, now, next *config.Cluster) err
 	case o.dryRun && o.json:
 		return writeJSON(w, out)
 	case o.dryRun:
+		refused := a.admissionOf(c, w, next, true)
 		i18n.Fprintf(w, "would become version %d\n", next.Version)
-		return nil
+		if o.force {
+			return nil
+		}
+		return refused
 	}
 	var err error
 	if out.Hosts, out.Away, err = a.handOver(c, next, o.force); err != nil {

@@ -23,7 +23,8 @@ func TestMain(m *testing.M) {
 
 // Each script has an agent that answers from files of the script: status.json,
 // events.jsonl, cluster.yaml, and reply.json to orders. It writes the last order
-// to request.json, and takes over a cluster file that is applied. Without
+// to request.json, and takes over a cluster file that is applied; questions to
+// admission control are question.json, answered by verdict.json. Without
 // status.json there is no agent.
 func TestCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -103,12 +104,16 @@ func (s *stubAgent) admin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b, _ := json.Marshal(req)
-	if err := os.WriteFile(s.path("request.json"), b, 0o600); err != nil {
+	to, from := "request.json", "reply.json"
+	if req.Consider != nil {
+		to, from = "question.json", "verdict.json"
+	}
+	if err := os.WriteFile(s.path(to), b, 0o600); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	rep := fdm.AdminReply{OK: true}
-	if b, err := os.ReadFile(s.path("reply.json")); err == nil {
+	if b, err := os.ReadFile(s.path(from)); err == nil {
 		if err := json.Unmarshal(b, &rep); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return

@@ -26,6 +26,11 @@ func (a *app) effect(c *cobra.Command, next *config.Cluster, always bool) error 
 	for _, x := range snapshot.Check(next, rules.Options{}).Conflicts {
 		i18n.Fprintf(w, "rules %s contradict each other: %s\n", strings.Join(x.Rules, ", "), x.Reason)
 	}
+	return a.admissionOf(c, w, next, always)
+}
+
+// admissionOf shows what admission control says to a cluster file.
+func (a *app) admissionOf(c *cobra.Command, w io.Writer, next *config.Cluster, always bool) error {
 	data, err := next.Marshal()
 	if err != nil {
 		return err

@@ -239,13 +239,13 @@ func (p *adopter) adopt(c *cobra.Command, d hypervisor.Domain, how adopting) err
 		return nil
 	}
 	if !d.Active {
-		fmt.Fprintf(out, "%s is registered; it does not run: hanok vm start %s\n", d.Name, d.Name)
+		i18n.Fprintf(out, "%s is registered; it does not run: hanok vm start %s\n", d.Name, d.Name)
 		return nil
 	}
 	if _, err := p.app.await(ctx, how.wait, d.Name, &say, func(v *local.VM) bool { return v.Protected }); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s is protected\n", d.Name)
+	i18n.Fprintf(out, "%s is protected\n", d.Name)
 	return nil
 }
 

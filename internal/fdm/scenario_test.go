@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,9 +14,11 @@ import (
 
 	"golang.org/x/tools/txtar"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/placement"
 	"hanok.dev/hanok/internal/rules"
 )
 
@@ -176,6 +179,26 @@ func (s *scenario) verb(f []string) {
 	case "probe": // probe D: what waits is looked at again after D, if nothing changes
 		w.probe, _ = time.ParseDuration(f[1])
 		return
+	case "admission": // admission KIND [HOSTS [DEGRADATION]]
+		w.conf.Admission = admission.Policy{Kind: admission.Kind(f[1]), HostFailures: 1, Degradation: 100, MinCPU: 32}
+		if len(f) > 2 {
+			w.conf.Admission.HostFailures, _ = strconv.Atoi(f[2])
+		}
+		if len(f) > 3 {
+			w.conf.Admission.Degradation, _ = strconv.Atoi(f[3])
+		}
+		w.files[1] = w.conf
+		for _, n := range w.nodes {
+			n.conf = w.conf
+		}
+		return
+	case "mass": // mass PERCENT
+		w.conf.MassFailure, _ = strconv.Atoi(f[1])
+		w.files[1] = w.conf
+		for _, n := range w.nodes {
+			n.conf = w.conf
+		}
+		return
 	case "disk": // disk VM DATASTORE: it has one there too
 		for _, d := range w.disks {
 			for t, l := range d.lists {
@@ -234,6 +257,15 @@ func (s *scenario) act(f []string) {
 		}
 	case "deaf":
 		s.node(f[1]).deaf = true
+	case "old": // old HOST DATASTORE|off: it reads heartbeats as they are now
+		n := s.node(f[1])
+		if n.old = nil; f[2] == "off" {
+			break
+		}
+		d := w.disks[model.DatastoreName(f[2])]
+		for _, h := range sortedKeys(d.slots) {
+			n.old = append(n.old, d.slots[h])
+		}
 	case "mute":
 		s.node(f[1]).mute = true
 	case "no-ping":
@@ -416,8 +448,19 @@ func (s *scenario) userStart(name string, n *node) {
 
 func (s *scenario) admin(f []string) { // admin HOST VERB VM [DATASTORE]
 	n, ref := s.node(f[0]), &VMRef{Name: f[2]}
-	var r AdminRequest
+	r := AdminRequest{By: "ann", Force: f[len(f)-1] == "force"}
 	switch f[1] {
+	case "may-start", "may-leave", "may-protect": // what admission control would say
+		c := &Consideration{Dry: true}
+		switch f[1] {
+		case "may-start":
+			c.Start = ref
+		case "may-leave":
+			c.Leave = model.HostID(f[2])
+		default:
+			c.Protect = &model.ProtectedVM{ID: model.VMID("vm-" + f[2]), Name: f[2], Home: model.DatastoreName(f[3]), Host: n.name, Memory: 512, CPUs: 1}
+		}
+		r.Consider = c
 	case "start":
 		r.Start = ref
 	case "shutdown":
@@ -446,9 +489,24 @@ func (s *scenario) config(host string, sets []string) {
 	w := s.w
 	c := w.conf
 	c.Version++
+	force, may := false, false
 	for _, set := range sets {
 		k, v, _ := strings.Cut(set, "=")
 		switch k {
+		case "force":
+			force = true
+		case "may": // only what admission control would say
+			may = true
+		case "reserve": // reserve=VM:MiB
+			vm, n, _ := strings.Cut(v, ":")
+			k, _ := strconv.Atoi(n)
+			c.Specs = maps.Clone(c.Specs)
+			if c.Specs == nil {
+				c.Specs = map[string]placement.VM{}
+			}
+			c.Specs[vm] = placement.VM{Name: vm, Reservation: placement.Resources{Memory: model.MiB(k)}}
+		case "remove": // remove=HOST
+			c.Hosts = slices.DeleteFunc(slices.Clone(c.Hosts), func(h ClusterHost) bool { return string(h.Name) == v })
 		case "ha":
 			c.Enabled = v == "on"
 		case "monitoring":
@@ -502,10 +560,24 @@ func (s *scenario) config(host string, sets []string) {
 		}
 	}
 	c.File = []byte(fmt.Sprint(c.Version))
-	w.conf = c
 	w.files[c.Version] = c
+	offer := &ConfigOffer{Version: c.Version, File: c.File}
+	r := AdminRequest{Apply: offer, Force: force, By: "ann"}
+	if may {
+		r = AdminRequest{Consider: &Consideration{Dry: true, Apply: offer}}
+	}
 	w.admin++
-	s.node(host).step(AdminAsked{ID: w.admin, Request: AdminRequest{Apply: &ConfigOffer{Version: c.Version, File: c.File}}})
+	s.node(host).step(AdminAsked{ID: w.admin, Request: r})
+	if w.conf.Admission.Kind == "" {
+		w.conf = c
+		return
+	}
+	w.run(100 * time.Millisecond)
+	if may || strings.HasPrefix(w.answer[w.admin], "ok=false") { // nobody has it
+		w.conf.Version = c.Version
+		return
+	}
+	w.conf = c
 }
 
 func (s *scenario) replay() {
@@ -516,6 +588,9 @@ func (s *scenario) replay() {
 
 func (s *scenario) view(n *node) {
 	v := n.m.View(s.w.now)
+	if v.Admission != nil {
+		s.w.logf("  room %s %s %s", v.Admission.Policy, v.Admission.Answer, strings.Join(v.Admission.Warnings, "; "))
+	}
 	s.w.logf("  primary %q age %.1fs ha %v monitoring %v version %d", v.Primary, v.Age.Seconds(), v.HA, v.Monitoring, v.Version)
 	for _, h := range v.Hosts {
 		s.w.logf("  host %s %s %s %s", h.Name, h.Role, h.State, h.Reason)

@@ -108,6 +108,7 @@ type node struct {
 	netOff map[string]bool // networks that carry nothing
 	flags  model.SlotFlags // by the agent
 	kinds  map[model.DatastoreName]string
+	old    []model.SlotReading          // what it reads of heartbeats, instead of the present
 	hungs  int                          // grows with each change of a datastore's health
 	hung   map[model.DatastoreName]bool // storage does not answer
 	leased map[model.DatastoreName]bool // ... but the lease still runs
@@ -400,6 +401,15 @@ func (n *node) carry(effects []Effect) {
 			})
 		case Answer:
 			w.answer[e.ID] = fmt.Sprintf("ok=%v %s", e.Reply.OK, e.Reply.Text)
+			for _, x := range e.Reply.Help {
+				w.answer[e.ID] += "\n              what would help: " + x
+			}
+			for _, x := range e.Reply.Warnings {
+				w.answer[e.ID] += "\n              warning: " + x
+			}
+			if len(e.Reply.Fields) > 0 {
+				w.answer[e.ID] += "\n              fields: " + strings.Join(e.Reply.Fields, ", ")
+			}
 			w.logf("%s answer: %s", n.name, w.answer[e.ID])
 		}
 	}
@@ -505,6 +515,9 @@ func (n *node) readSlots(e ReadSlots) {
 		if d != nil {
 			for _, h := range sortedKeys(d.slots) {
 				r.Slots = append(r.Slots, d.slots[h])
+			}
+			if n.old != nil {
+				r.Slots = n.old
 			}
 		}
 		return r

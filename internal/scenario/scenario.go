@@ -138,6 +138,9 @@ const (
 	FaultFlaky Fault = "flaky"
 	// FaultCached: listings are some seconds old, as on NFS that caches.
 	FaultCached Fault = "cached"
+	// FaultStale: the agent reads heartbeats as they were when it began, as from a
+	// cache that nobody empties; all else goes to the device.
+	FaultStale Fault = "stale"
 )
 
 // StorageFault sets the state of one host's path to one datastore.

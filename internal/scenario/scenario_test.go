@@ -89,7 +89,7 @@ func TestEveryForm(t *testing.T) {
 		{10, 310 * sec, "freeze host2 for 20s", Power{Freeze, "host2", 20 * sec}},
 		{11, 320 * sec, "kill agent host1", Process{Kill, "agent", "host1"}},
 		{12, 330 * sec, "vm stop web", VM{Op: VMStop, VM: "web"}},
-		{13, 340 * sec, "config ha.isolationResponse=powerOff", Configure{"ha.isolationResponse", "powerOff"}},
+		{13, 340 * sec, "config ha.isolationResponse=powerOff", Configure{"ha.isolationResponse", "powerOff", false}},
 		{14, 350 * sec, "host maintenance host1 on", Maintenance{"host1", true, false}},
 		{15, 360 * sec, `expect web down because "no # host"`, Expect{VM: "web", Condition: Down, Because: "no # host"}},
 		{16, 400 * sec, "expect primary host2", Expect{Condition: Primary, Host: "host2"}},

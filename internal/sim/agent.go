@@ -340,7 +340,7 @@ func (a *agentd) readSlots(e fdm.ReadSlots) {
 		if p.d.gone {
 			return errGone
 		}
-		r.Slots, r.Completed = slices.Clone(p.d.slots), h.clock()
+		r.Slots, r.Completed = slices.Clone(p.slots()), h.clock()
 		return nil
 	}, func(kind, text string) fdm.Event {
 		r.Kind, r.Err = kind, text
@@ -369,11 +369,11 @@ func (a *agentd) slotsRead(life uint32, l *load) {
 		r.Kind, r.Err = errGone.Kind, errGone.Text
 	case a.idle() && h.s.opts.Off.AgentEvent == nil:
 		a.read = r
-		a.read.Slots = p.d.slots
+		a.read.Slots = p.slots()
 		a.now(&a.read)
 		return
 	default:
-		r.Slots = slices.Clone(p.d.slots)
+		r.Slots = slices.Clone(p.slots())
 	}
 	a.post(r)
 }

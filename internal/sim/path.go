@@ -22,12 +22,13 @@ const (
 	pathReadonly           // changes fail
 	pathFlaky              // errors at random, with or without effect, some of them late
 	pathCached             // listings are up to some seconds old, as on NFS with caches
+	pathStale              // heartbeats are read as they were when it began
 )
 
 var pathStates = map[scenario.Fault]pathState{
 	scenario.FaultNone: pathGood, scenario.FaultHang: pathHang, scenario.FaultHangHard: pathHangHard, scenario.FaultLost: pathLost,
 	scenario.FaultSlow: pathSlow, scenario.FaultFull: pathFull, scenario.FaultReadonly: pathReadonly,
-	scenario.FaultFlaky: pathFlaky, scenario.FaultCached: pathCached,
+	scenario.FaultFlaky: pathFlaky, scenario.FaultCached: pathCached, scenario.FaultStale: pathStale,
 }
 
 // Latencies of storage calls, about those that were measured on a lab host.
@@ -48,6 +49,7 @@ type path struct {
 	since time.Duration // of state
 	stuck []stuckCall
 	cache map[model.LockID]cached
+	old   []model.SlotReading // what pathStale shows
 }
 
 type cached struct {
@@ -140,7 +142,10 @@ func (p *path) set(state pathState) {
 	}
 	was := p.hangs()
 	p.state, p.since = state, p.h.s.now
-	p.cache = nil
+	p.cache, p.old = nil, nil
+	if state == pathStale {
+		p.old = slices.Clone(p.d.slots)
+	}
 	p.h.s.disturbed()
 	if was && !p.hangs() {
 		p.release()
@@ -194,6 +199,14 @@ func (p *path) powerLost() {
 		}
 	}
 	p.stuck = nil
+}
+
+// slots are the heartbeats that this host's agent reads; nobody changes them.
+func (p *path) slots() []model.SlotReading {
+	if p.state == pathStale {
+		return p.old
+	}
+	return p.d.slots
 }
 
 // listing is what this host sees as a lock's highest record.
