@@ -62,7 +62,9 @@ type Recovery struct {
 type Violation struct {
 	At        float64 `json:"at"`
 	Invariant string  `json:"invariant"`
-	Detail    string  `json:"detail"`
+	// Subject is the VM, host, datastore or lock that it is about; empty in the lab.
+	Subject string `json:"subject,omitempty"`
+	Detail  string `json:"detail"`
 }
 
 // ExpectationResult is what became of one expect step.

@@ -138,6 +138,9 @@ const (
 	FaultFlaky Fault = "flaky"
 	// FaultCached: listings are some seconds old, as on NFS that caches.
 	FaultCached Fault = "cached"
+	// FaultUnanswered: calls take effect at once, and are answered only when the
+	// path answers again, with what was true then.
+	FaultUnanswered Fault = "unanswered"
 	// FaultStale: the agent reads heartbeats as they were when it began, as from a
 	// cache that nobody empties; all else goes to the device.
 	FaultStale Fault = "stale"

@@ -101,7 +101,7 @@ var verbs = map[string]verb{
 	"cut":       {"cut HOST [NETWORK] [in|out|both]", parseCut},
 	"heal":      {"heal HOST", func(a *args) Action { return Heal{a.host()} }},
 	"suspend":   {"suspend HOST for DURATION", parseSuspend},
-	"storage":   {"storage HOST DATASTORE none|hang|hang-hard|lost|slow|full|readonly|flaky|cached|stale", parseStorage},
+	"storage":   {"storage HOST DATASTORE none|hang|hang-hard|lost|slow|full|readonly|flaky|cached|unanswered|stale", parseStorage},
 	"datastore": {"datastore DATASTORE snapshot|rollback|delete|repair", parseDatastore},
 	"stall":     {"stall agent|guard HOST after N for DURATION", parseStall},
 	"slow":      {"slow HOST DURATION|off", parseSlow},

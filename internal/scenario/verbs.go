@@ -57,7 +57,7 @@ func parseStorage(a *args) Action {
 	}
 	a.known("datastore of "+string(s.Host), string(s.Datastore), names)
 	s.Fault = Fault(a.oneOf("the fault", string(FaultNone), string(FaultHang), string(FaultLost), string(FaultSlow), string(FaultFull), string(FaultReadonly),
-		string(FaultHangHard), string(FaultFlaky), string(FaultCached), string(FaultStale)))
+		string(FaultHangHard), string(FaultFlaky), string(FaultCached), string(FaultUnanswered), string(FaultStale)))
 	return s
 }
 

@@ -75,9 +75,9 @@ func (c *checker) init(s *Sim) {
 // disturbed notes that a fault began or ended.
 func (s *Sim) disturbed() { s.check.calmSince = s.now }
 
-func (c *checker) violate(invariant, format string, args ...any) {
+func (c *checker) violate(invariant, subject, format string, args ...any) {
 	s := c.s
-	v := scenario.Violation{At: s.Now().Seconds(), Invariant: invariant, Detail: fmt.Sprintf(format, args...)}
+	v := scenario.Violation{At: s.Now().Seconds(), Invariant: invariant, Subject: subject, Detail: fmt.Sprintf(format, args...)}
 	s.trace(nil, "VIOLATION %s: %s", v.Invariant, v.Detail)
 	if len(c.found) < 100 {
 		c.found = append(c.found, v)
@@ -101,7 +101,7 @@ func (c *checker) update(g *guest) {
 	was := t.running
 	t.running = n
 	if n > 1 {
-		c.violate(InvariantOnce, "%s runs on %s", g.name, where(g))
+		c.violate(InvariantOnce, g.name, "%s runs on %s", g.name, where(g))
 	}
 	for _, p := range g.procs {
 		if p.runs() && p.busy == nil && p.storageAnswers() {
@@ -142,7 +142,7 @@ func (p *proc) storageAnswers() bool {
 // writeLands: a guest's write reaches the storage.
 func (c *checker) writeLands(g *guest, instance uint64, what string) {
 	if instance < g.truth.newest {
-		c.violate(InvariantWrite, "%s: %s lands after its next owner has written", g.name, what)
+		c.violate(InvariantWrite, g.name, "%s: %s lands after its next owner has written", g.name, what)
 		return
 	}
 	g.truth.newest = instance
@@ -154,7 +154,7 @@ func (c *checker) writeHangs(*proc) {}
 func (c *checker) thawed(p *proc) {
 	rec, f := p.vm.home.highest(model.VMLock(p.vm.id))
 	if f == nil && (rec.Holder() != p.h.name || rec.Boot != p.h.boot) {
-		c.violate(InvariantLock, "%s thaws %s, whose lock is at %s", p.h.name, p.vm.name, rec)
+		c.violate(InvariantLock, p.vm.name, "%s thaws %s, whose lock is at %s", p.h.name, p.vm.name, rec)
 	}
 }
 
@@ -179,7 +179,7 @@ func (c *checker) stopAsked(p *proc, what string) {
 	if !p.resumed || p.vm.truth.userStop || c.mayStop(p) {
 		return
 	}
-	c.violate(InvariantPolicy, "%s on %s: %s, and no policy permits that now", p.vm.name, p.h.name, what)
+	c.violate(InvariantPolicy, p.vm.name, "%s on %s: %s, and no policy permits that now", p.vm.name, p.h.name, what)
 }
 
 // known is how old what a host knows may be: it misses up to two heartbeats in
@@ -230,12 +230,12 @@ func (c *checker) requested(h *host, r *lease.Request) {
 	case r.Claim != nil:
 		k := termKey{h, h.agent.life, r.Claim.VM.Home}
 		if r.Claim.Term != 0 && r.Claim.Term < c.terms[k] {
-			c.violate(InvariantTerm, "%s acts on term %d of %s after term %d", h.name, r.Claim.Term, r.Claim.VM.Home, c.terms[k])
+			c.violate(InvariantTerm, string(h.name), "%s acts on term %d of %s after term %d", h.name, r.Claim.Term, r.Claim.VM.Home, c.terms[k])
 		}
 		c.terms[k] = max(c.terms[k], r.Claim.Term)
 		c.claims[claimKey{h, h.agent.life, r.ID}] = model.VMLock(r.Claim.VM.ID)
 	case r.ClaimList != nil:
-		c.claims[claimKey{h, h.agent.life, r.ID}] = model.LockID(string(model.ListLock) + "/" + string(r.ClaimList.Datastore))
+		c.claims[claimKey{h, h.agent.life, r.ID}] = listOn(r.ClaimList.Datastore)
 	}
 }
 
@@ -252,13 +252,38 @@ func (c *checker) replied(g *guard, r *lease.Reply) {
 	}
 	key := grantKey{"", lock, r.Epoch}
 	if before, taken := c.grants[key]; taken && before != g.h.boot {
-		c.violate(InvariantLock, "epoch %d of %s was granted to %s and to %s", r.Epoch, lock, before, g.h.boot)
+		c.violate(InvariantLock, string(lock), "epoch %d of %s was granted to %s and to %s", r.Epoch, lock, before, g.h.boot)
 	}
 	c.grants[key] = g.h.boot
 	if len(lock) > len(model.ListLock) && lock[:len(model.ListLock)] == model.ListLock {
 		c.s.cover[ListsTaken]++
 		c.oneOwner(g.h, model.DatastoreName(lock[len(model.ListLock)+1:]))
 	}
+}
+
+// rolledBack: a datastore went back in time, and with it what was granted and
+// written since: its numbers may be used again. What runs is judged as ever.
+func (c *checker) rolledBack(d *disk) {
+	for k := range c.grants {
+		if _, ok := d.locks[k.lock]; ok || k.lock == listOn(d.name) {
+			delete(c.grants, k)
+		}
+	}
+	for k := range c.terms {
+		if k.ds == d.name {
+			delete(c.terms, k)
+		}
+	}
+	for k := range c.writers {
+		if k.ds == d.name {
+			delete(c.writers, k)
+		}
+	}
+}
+
+// listOn tells the lists' locks of several datastores apart.
+func listOn(ds model.DatastoreName) model.LockID {
+	return model.LockID(string(model.ListLock) + "/" + string(ds))
 }
 
 // oneOwner: no other guard holds the list by a lease that it believes in.
@@ -270,7 +295,7 @@ func (c *checker) oneOwner(h *host, ds model.DatastoreName) {
 		st := o.guard.m.Status(o.clock())
 		for _, d := range st.Datastores {
 			if d.Name == ds && d.OK && d.ListTerm != 0 && d.LeaseLeft > c.s.conf.Timing.Margin {
-				c.violate(InvariantPrimary, "%s takes the list of %s, which %s still holds under term %d", h.name, ds, o.name, d.ListTerm)
+				c.violate(InvariantPrimary, string(ds), "%s takes the list of %s, which %s still holds under term %d", h.name, ds, o.name, d.ListTerm)
 			}
 		}
 	}
@@ -280,7 +305,7 @@ func (c *checker) oneOwner(h *host, ds model.DatastoreName) {
 func (c *checker) listWritten(h *host, e fdm.WriteList) {
 	k := writerKey{e.Datastore, e.List.Term}
 	if w, ok := c.writers[k]; ok && w != h.name {
-		c.violate(InvariantPrimary, "%s writes the list of %s under term %d, as %s did", h.name, e.Datastore, e.List.Term, w)
+		c.violate(InvariantPrimary, string(e.Datastore), "%s writes the list of %s under term %d, as %s did", h.name, e.Datastore, e.List.Term, w)
 	}
 	c.writers[k] = h.name
 }
@@ -334,7 +359,7 @@ func (c *checker) watchVM(g *guest, x *fdm.VMView) {
 	} else if t.possible == 0 {
 		t.possible = s.now
 	} else if s.now-t.possible > s.opts.RestartBound {
-		c.violate(InvariantRestart, "%s is down for %v although a host may take it; shown as %s: %s", g.name, (s.now - t.possible).Round(time.Second), x.State, x.Reason)
+		c.violate(InvariantRestart, g.name, "%s is down for %v although a host may take it; shown as %s: %s", g.name, (s.now - t.possible).Round(time.Second), x.State, x.Reason)
 		t.possible = s.now
 	}
 	if x.Reason != "" || x.State == model.VMStarted {
@@ -342,7 +367,7 @@ func (c *checker) watchVM(g *guest, x *fdm.VMView) {
 	} else if t.silent == 0 {
 		t.silent = s.now
 	} else if s.now-t.silent > s.opts.RestartBound {
-		c.violate(InvariantReason, "%s is %s for %v without a stated reason", g.name, x.State, (s.now - t.silent).Round(time.Second))
+		c.violate(InvariantReason, g.name, "%s is %s for %v without a stated reason", g.name, x.State, (s.now - t.silent).Round(time.Second))
 		t.silent = s.now
 	}
 }
@@ -357,7 +382,7 @@ func (c *checker) watchLeader() {
 	if !able || s.primary() != nil {
 		c.leaderAt = s.now
 	} else if s.now-c.leaderAt > s.opts.RestartBound {
-		c.violate(InvariantPrimary, "no host leads for %v", (s.now - c.leaderAt).Round(time.Second))
+		c.violate(InvariantPrimary, "", "no host leads for %v", (s.now - c.leaderAt).Round(time.Second))
 		c.leaderAt = s.now
 	}
 }

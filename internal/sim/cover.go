@@ -20,12 +20,19 @@ const (
 	Restarts
 	PowerLosses
 	ListsTaken
+	LateReplies    // storage calls that were answered long after they took effect
+	FullDatastores // paths on which a datastore was full
+	SlowHosts
+	ClockChanges
+	GuestHangs
+	Rollbacks // datastores that went back in time
 
 	coverKinds
 )
 
 var coverNames = [coverKinds]string{"failovers", "verdicts", "elections", "takeovers", "contendedClaims", "partitions", "freezes",
-	"thaws", "resets", "lateWrites", "lostReplies", "kills", "restarts", "powerLosses", "listsTaken"}
+	"thaws", "resets", "lateWrites", "lostReplies", "kills", "restarts", "powerLosses", "listsTaken",
+	"lateReplies", "fullDatastores", "slowHosts", "clockChanges", "guestHangs", "rollbacks"}
 
 // Coverage counts what happened, by kind.
 type Coverage [coverKinds]int

@@ -33,6 +33,9 @@ func (s *Sim) Do(a scenario.Action, text string) error {
 		s.partition(a)
 	case scenario.StorageFault:
 		if p := s.byName[a.Host].pathTo(a.Datastore); p != nil {
+			if a.Fault == scenario.FaultFull && p.state != pathFull {
+				s.cover[FullDatastores]++
+			}
 			p.set(pathStates[a.Fault])
 		}
 	case scenario.Process:
@@ -55,10 +58,14 @@ func (s *Sim) Do(a scenario.Action, text string) error {
 			h.agent.stall, h.agent.stallFor = a.After, a.For
 		}
 	case scenario.Slow:
+		if a.By > 0 {
+			s.cover[SlowHosts]++
+		}
 		s.byName[a.Host].slow = a.By
 		s.disturbed()
 	case scenario.Clock:
 		h := s.byName[a.Host]
+		s.cover[ClockChanges]++
 		h.ppm = a.PPM
 		h.clk.set(s.now, a.PPM)
 		h.guard.wake, h.agent.wake = 0, 0
@@ -189,6 +196,7 @@ func (s *Sim) doVM(a scenario.VM) error {
 		}
 	case scenario.VMHang:
 		for _, p := range g.procs {
+			s.cover[GuestHangs]++
 			p.hung = true
 		}
 	case scenario.VMFailStart:
@@ -274,7 +282,9 @@ func (s *Sim) doDatastore(a scenario.Datastore) {
 		d.saved = d.content.clone()
 	case scenario.DatastoreRollback:
 		if d.saved != nil {
+			s.cover[Rollbacks]++
 			d.content = *d.saved.clone()
+			s.check.rolledBack(d)
 		}
 	case scenario.DatastoreDelete:
 		d.gone = true

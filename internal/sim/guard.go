@@ -345,7 +345,7 @@ func (g *guard) wrote(life uint32, l *load) {
 	case p.hangs():
 		op, slot, known, digest := l.op, l.slot, slices.Clone(l.known), digestOf(&l.slot)
 		var f *lease.Fault
-		p.stuck = append(p.stuck, stuckCall{g.living(), func() { f = p.d.writeSlot(h, known, &slot, digest) },
+		p.keep(stuckCall{g.living(), func() { f = p.d.writeSlot(h, known, &slot, digest) },
 			func() { g.post(lease.Event{Kind: lease.EvSlotWritten, Op: op, Fault: f}) }})
 		return
 	}

@@ -13,22 +13,23 @@ import (
 type pathState uint8
 
 const (
-	pathGood     pathState = iota
-	pathHang               // calls block; those of a killed process have no effect
-	pathHangHard           // calls block; all take effect when the path answers
-	pathLost               // input/output errors
-	pathSlow               // 0.7 s longer each
-	pathFull               // what needs blocks fails
-	pathReadonly           // changes fail
-	pathFlaky              // errors at random, with or without effect, some of them late
-	pathCached             // listings are up to some seconds old, as on NFS with caches
-	pathStale              // heartbeats are read as they were when it began
+	pathGood       pathState = iota
+	pathHang                 // calls block; those of a killed process have no effect
+	pathHangHard             // calls block; all take effect when the path answers
+	pathLost                 // input/output errors
+	pathSlow                 // 0.7 s longer each
+	pathFull                 // what needs blocks fails
+	pathReadonly             // changes fail
+	pathFlaky                // errors at random, with or without effect, some of them late
+	pathCached               // listings are up to some seconds old, as on NFS with caches
+	pathUnanswered           // calls take effect at once and are not answered
+	pathStale                // heartbeats are read as they were when it began
 )
 
 var pathStates = map[scenario.Fault]pathState{
 	scenario.FaultNone: pathGood, scenario.FaultHang: pathHang, scenario.FaultHangHard: pathHangHard, scenario.FaultLost: pathLost,
 	scenario.FaultSlow: pathSlow, scenario.FaultFull: pathFull, scenario.FaultReadonly: pathReadonly,
-	scenario.FaultFlaky: pathFlaky, scenario.FaultCached: pathCached, scenario.FaultStale: pathStale,
+	scenario.FaultFlaky: pathFlaky, scenario.FaultCached: pathCached, scenario.FaultUnanswered: pathUnanswered, scenario.FaultStale: pathStale,
 }
 
 // Latencies of storage calls, about those that were measured on a lab host.
@@ -58,7 +59,7 @@ type cached struct {
 }
 
 // stuckCall is a call that the path does not answer. apply is its effect, or
-// nil; it is dropped with its process on a path that hangs softly.
+// nil if it has had it; it is dropped with its process on a path that hangs softly.
 type stuckCall struct {
 	alive func() bool
 	apply func()
@@ -79,7 +80,20 @@ func (p *path) fails(write, grows bool) *lease.Fault {
 	return nil
 }
 
-func (p *path) hangs() bool { return p.state == pathHang || p.state == pathHangHard }
+// hangs tells whether nothing is answered.
+func (p *path) hangs() bool {
+	return p.state == pathHang || p.state == pathHangHard || p.state == pathUnanswered
+}
+
+// keep makes a call wait until the path answers again. Where only answers are
+// missing it takes effect at once.
+func (p *path) keep(c stuckCall) {
+	if p.state == pathUnanswered && c.apply != nil {
+		c.apply()
+		c.apply = nil
+	}
+	p.stuck = append(p.stuck, c)
+}
 
 func (p *path) latency(base time.Duration) time.Duration {
 	d := base + p.h.s.rng.between(0, base)
@@ -96,7 +110,7 @@ func (p *path) call(base time.Duration, write, grows bool, alive func() bool, ap
 	s := p.h.s
 	if p.hangs() {
 		var f *lease.Fault
-		p.stuck = append(p.stuck, stuckCall{alive, func() { f = apply() }, func() { done(f) }})
+		p.keep(stuckCall{alive, func() { f = apply() }, func() { done(f) }})
 		return
 	}
 	early := write && s.rng.chance(500) // it lands at once, the answer takes its time
@@ -109,10 +123,10 @@ func (p *path) call(base time.Duration, write, grows bool, alive func() bool, ap
 		case !p.h.on:
 			return // it was on its way when the power went: lost, or landed early
 		case p.hangs() && !early && f == nil:
-			p.stuck = append(p.stuck, stuckCall{alive, func() { f = apply() }, func() { done(f) }})
+			p.keep(stuckCall{alive, func() { f = apply() }, func() { done(f) }})
 			return
 		case p.hangs():
-			p.stuck = append(p.stuck, stuckCall{alive, func() {}, func() { done(f) }})
+			p.keep(stuckCall{alive, nil, func() { done(f) }})
 			return
 		}
 		if f == nil && p.state == pathFlaky && s.rng.chance(200) {
@@ -166,10 +180,15 @@ func (p *path) release() {
 	p.stuck = nil
 	late := 0
 	for _, c := range stuck {
-		if !c.alive() {
+		switch {
+		case c.apply == nil && c.alive():
+			p.h.s.cover[LateReplies]++
+		case c.apply != nil && !c.alive():
 			late++
 		}
-		c.apply()
+		if c.apply != nil {
+			c.apply()
+		}
 		if c.alive() {
 			p.h.s.after(p.latency(latencySlot), func() {
 				if c.alive() {
@@ -193,7 +212,7 @@ func (p *path) processGone() {
 // in four lands a moment later.
 func (p *path) powerLost() {
 	for _, c := range p.stuck {
-		if p.h.s.rng.chance(250) {
+		if c.apply != nil && p.h.s.rng.chance(250) {
 			p.h.s.cover[LateWrites]++
 			p.h.s.after(p.h.s.rng.between(0, 100*time.Millisecond), c.apply)
 		}

@@ -131,7 +131,7 @@ func (p *proc) touchStorage() {
 			continue
 		}
 		switch q.state {
-		case pathHang, pathHangHard:
+		case pathHang, pathHangHard, pathUnanswered:
 			if p.busy == nil && p.h.s.rng.chance(700) {
 				p.busy = q
 				p.h.s.check.writeHangs(p)

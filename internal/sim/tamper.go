@@ -29,5 +29,5 @@ type Tamper struct {
 // unknownEffect is an effect that this simulator does not carry out: a fault
 // of the simulator, never silent.
 func (s *Sim) unknownEffect(h *host, e fdm.Effect) {
-	s.check.violate("simulator", "%s ordered %T, which is not simulated", h.name, e)
+	s.check.violate("simulator", string(h.name), "%s ordered %T, which is not simulated", h.name, e)
 }

@@ -47,7 +47,7 @@ func lacks(a scenario.Action) string {
 			return fmt.Sprintf("`vm %s`", a.Op)
 		}
 	case scenario.StorageFault:
-		if a.Fault == scenario.FaultFlaky || a.Fault == scenario.FaultCached || a.Fault == scenario.FaultStale {
+		if a.Fault == scenario.FaultFlaky || a.Fault == scenario.FaultCached || a.Fault == scenario.FaultUnanswered || a.Fault == scenario.FaultStale {
 			return fmt.Sprintf("storage path that is %s", a.Fault)
 		}
 	case scenario.Power:

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/scenario"
 )
 
@@ -36,12 +37,14 @@ func (c Config) Validate() error {
 // generator writes the script of one seed.
 type generator struct {
 	rng   *rand.Rand
+	more  *rand.Rand // of the disasters of more
 	cfg   Config
 	steps []line
 	until time.Duration // no fault begins later
 	end   time.Duration // ... or lasts longer
 	ds    []string
 	hosts []string
+	lease time.Duration // after which its lapse is proven, by the profile
 }
 
 type line struct {
@@ -51,11 +54,12 @@ type line struct {
 
 // Generate makes the scenario of a seed. It is the same for the same arguments.
 func Generate(seed uint64, cfg Config) (*scenario.Scenario, error) {
-	g := &generator{rng: rand.New(rand.NewPCG(seed, 0x68616e6f6b)), cfg: cfg}
+	g := &generator{rng: rand.New(rand.NewPCG(seed, 0x68616e6f6b)), more: rand.New(rand.NewPCG(seed, 0x6d6f7265)), cfg: cfg}
 	g.end = cfg.Duration - Quiet
 	g.until = g.end - 30*time.Second
 	cluster := g.cluster()
 	g.disasters()
+	g.moreDisasters()
 	g.healAll()
 	slices.SortStableFunc(g.steps, func(a, b line) int { return int(a.at - b.at) })
 	var b strings.Builder
@@ -86,7 +90,9 @@ func (g *generator) add(at time.Duration, format string, args ...any) {
 func (g *generator) cluster() string {
 	var b strings.Builder
 	b.WriteString("version: 1\nname: fuzz\nha:\n  enabled: true\n  hostMonitoring: true\n")
-	fmt.Fprintf(&b, "  timing: %s\n", g.pick([]string{"fast", "fast", "fast", "steady"}))
+	timing := g.pick([]string{"fast", "fast", "fast", "steady"})
+	g.lease = map[string]model.Timing{"fast": model.TimingFast, "steady": model.TimingSteady}[timing].StaleAfter()
+	fmt.Fprintf(&b, "  timing: %s\n", timing)
 	fmt.Fprintf(&b, "  isolationResponse: %s\n  isolationDelay: %ds\n", g.pick([]string{"none", "none", "powerOff"}), 1+g.rng.IntN(6))
 	b.WriteString("networks: [{name: mgmt, heartbeat: true}, {name: hb2, heartbeat: true}, {name: vm}]\ndatastores:\n")
 	for i := range 1 + g.rng.IntN(2) {
@@ -227,5 +233,7 @@ func (g *generator) healAll() {
 		g.add(g.end, "cont agent %s", h)
 		g.add(g.end, "power-on %s", h)
 		g.add(g.end, "host maintenance %s off", h)
+		g.add(g.end, "slow %s off", h)
+		g.add(g.end, "clock %s 0", h)
 	}
 }
