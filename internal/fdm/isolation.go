@@ -246,9 +246,14 @@ func (m *Machine) respondOn(st *store, gen uint64) {
 			}
 			why = fmt.Sprintf("%s owns the protected list of %s (term %d)", owner, st.name, r.Lock.Epoch)
 		}
-		for _, g := range m.toStop(st) {
-			m.stopIsolated(st, g, why, lost, gen)
-		}
+		m.whenAwake(func() {
+			if m.iso.gen != gen || !m.isolated() || m.stores[st.name] != st {
+				return
+			}
+			for _, g := range m.toStop(st) {
+				m.stopIsolated(st, g, why, lost, gen)
+			}
+		})
 	})})
 }
 
@@ -300,7 +305,16 @@ func (m *Machine) stopIsolated(st *store, g lease.VMStatus, why string, lost boo
 		case m.guarded[g.VM].Epoch != g.Epoch:
 			delete(m.iso.vms, g.VM)
 		default:
-			begin()
+			m.whenAwake(func() {
+				switch {
+				case m.iso.gen != gen || !m.isolated():
+					m.withdrawNote(st, g)
+				case m.guarded[g.VM].Epoch != g.Epoch:
+					delete(m.iso.vms, g.VM)
+				default:
+					begin()
+				}
+			})
 		}
 	})})
 }
@@ -317,7 +331,7 @@ func (m *Machine) powerOff(g lease.VMStatus, cause, why string, gen uint64) {
 
 // killLimit is how many intervals after the decision to stop a VM for HA its
 // guard may still kill it: the reason for it may be over by then.
-const killLimit = 2
+const killLimit = 1
 
 // killForHA kills a VM, again and again until it is gone or the reason for it is
 // over.
@@ -331,22 +345,25 @@ func (m *Machine) killForHA(g lease.VMStatus, still func() bool) {
 			m.tend(g.VM)
 		default:
 			// Its guard renewed the claim meanwhile, stood still, or does not answer.
-			m.after(time.Second, func() {
-				now, held := m.guarded[g.VM]
-				_, wanted := m.haOff[g.VM]
-				switch {
-				case !held || !wanted:
-				case still():
-					m.killForHA(now, still)
-				case now.Phase != lease.PhaseGone:
-					delete(m.haOff, g.VM) // it runs on
-					if st := m.stores[g.Home]; st != nil {
-						m.withdrawNote(st, now)
-					}
-				}
-			})
+			m.after(time.Second, func() { m.whenAwake(func() { m.killAgain(g.VM, still) }) })
 		}
 	})
+}
+
+// killAgain goes on with a kill that was not carried out, if its reason lasts.
+func (m *Machine) killAgain(id model.VMID, still func() bool) {
+	g, held := m.guarded[id]
+	_, wanted := m.haOff[id]
+	switch {
+	case !held || !wanted:
+	case still():
+		m.killForHA(g, still)
+	case g.Phase != lease.PhaseGone:
+		delete(m.haOff, id) // it runs on
+		if st := m.stores[g.Home]; st != nil {
+			m.withdrawNote(st, g)
+		}
+	}
 }
 
 // shutDownIsolated asks the guest, and powers it off when it takes too long
@@ -359,17 +376,19 @@ func (m *Machine) shutDownIsolated(g lease.VMStatus, why string, gen uint64) {
 		Evidence: map[string]string{"epoch": fmt.Sprint(g.Epoch), "because": why, "limit": seconds(limit)}})
 	m.hypervise(CallShutdown, g.VM, "", func(HypervisorDone) {})
 	m.after(limit, func() {
-		now, held := m.guarded[g.VM]
-		switch {
-		case !held || now.Phase == lease.PhaseGone || now.Epoch != g.Epoch:
-		case m.iso.gen == gen && m.isolated():
-			m.powerOff(now, fmt.Sprintf("%s is isolated, and the guest did not shut down in %s", m.cfg.Self, seconds(limit)), why, gen)
-		default:
-			delete(m.haOff, g.VM) // the host is back, and the guest runs on
-			if st := m.stores[g.Home]; st != nil {
-				m.withdrawNote(st, g)
+		m.whenAwake(func() {
+			now, held := m.guarded[g.VM]
+			switch {
+			case !held || now.Phase == lease.PhaseGone || now.Epoch != g.Epoch:
+			case m.iso.gen == gen && m.isolated():
+				m.powerOff(now, fmt.Sprintf("%s is isolated, and the guest did not shut down in %s", m.cfg.Self, seconds(limit)), why, gen)
+			default:
+				delete(m.haOff, g.VM) // the host is back, and the guest runs on
+				if st := m.stores[g.Home]; st != nil {
+					m.withdrawNote(st, g)
+				}
 			}
-		}
+		})
 	})
 }
 

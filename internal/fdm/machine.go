@@ -201,17 +201,28 @@ func (m *Machine) overslept(gap time.Duration) {
 	if !m.loaded || gap <= m.interval()+m.interval()/2 {
 		return
 	}
+	m.brake.slept = m.now
 	if m.role == rolePrimary && gap > m.silence()+m.interval() {
 		m.emit(event.Event{Kind: event.Election, Severity: event.Warning, Host: m.cfg.Self,
 			Text: fmt.Sprintf("%s steps back", m.cfg.Self), Cause: fmt.Sprintf("this agent did not run for %s", seconds(gap))})
 		m.elect("the agent of the primary had stopped", m.silence())
 		return
 	}
-	m.brake.slept = m.now
 	m.iso.heardAt = min(m.now, m.iso.heardAt+gap)
 	for _, h := range m.order {
 		h.base = min(m.now, h.lastHeard()+gap)
 	}
+}
+
+// whenAwake runs f, or, if this agent did not run until a moment ago, after an
+// interval: what was said to it meanwhile has been taken in by then. Whatever
+// ends VMs by what this agent knows waits so.
+func (m *Machine) whenAwake(f func()) {
+	if m.brake.slept > 0 && m.now-m.brake.slept < m.interval() {
+		m.after(m.interval(), func() { m.whenAwake(f) })
+		return
+	}
+	f()
 }
 
 func (m *Machine) dispatch(ev Event) {

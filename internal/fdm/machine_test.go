@@ -589,3 +589,52 @@ func TestSaysRebooted(t *testing.T) {
 		}
 	}
 }
+
+// TestEvacuatesWhatIsLostNow: a host gives a VM up only while its storage is
+// lost by what its guard says now, within a limit; an agent that stood still takes
+// in first what was said to it meanwhile.
+func TestEvacuatesWhatIsLostNow(t *testing.T) {
+	status := func(kind string) lease.Notice {
+		return lease.Notice{What: lease.NoticeStatus, Status: &lease.Status{Host: "b", Boot: "boot-b", HookSeen: true,
+			Datastores: []lease.DatastoreStatus{{Name: "ds1", OK: kind == "", Kind: kind}, {Name: "ds2", OK: true}},
+			VMs:        []lease.VMStatus{{VM: "v1", Name: "web", Home: "ds1", Epoch: 2, Phase: lease.PhaseFrozen}}}}
+	}
+	order := Command{ID: "c1", Kind: CommandEvacuate, Term: 5, VM: protectedVM("v1"), Epoch: 2, Expires: 10 * time.Second}
+	kills := func(b *bench) (n int) {
+		for _, e := range take[AskGuard](b) {
+			if k := e.Request.Kill; k != nil {
+				n++
+				if k.Before == 0 {
+					t.Error("the order to kill never ends")
+				}
+			}
+		}
+		return n
+	}
+	for _, r := range []struct {
+		name  string
+		slept time.Duration
+		then  string // of the storage, as the guard says after the order
+		want  int
+	}{
+		{"lost", 0, "hung", 1},
+		{"back before the order", 0, "", 0},
+		{"the agent stood still, and it is back since", 10 * time.Second, "", 0},
+		{"the agent stood still, and it is lost yet", 10 * time.Second, "hung", 1},
+	} {
+		b := newBench(t, chaosConfig(1))
+		b.step(HeartbeatReceived{From: "a", Network: "n1", Beat: Heartbeat{Kind: BeatPrimary, ConfigVersion: 1}})
+		b.step(GuardNoticed{status("hung")})
+		kills(b)
+		b.now += r.slept
+		if r.slept == 0 {
+			b.step(GuardNoticed{status(r.then)})
+		}
+		b.step(MessageReceived{From: "a", Message: Message{Command: &order}})
+		b.step(GuardNoticed{status(r.then)})
+		b.pass(2 * time.Second)
+		if n := kills(b); n != r.want {
+			t.Errorf("%s: %d kills, want %d", r.name, n, r.want)
+		}
+	}
+}

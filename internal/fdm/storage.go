@@ -407,12 +407,14 @@ func (m *Machine) takeGone(v *vm, h *member, rec model.LockRecord) {
 
 // evacuate, on the target, ends a VM by its cgroup. Its lock is released when
 // the datastore permits; the primary need not wait for it.
-func (m *Machine) evacuate(e *exec) {
-	if !m.hold(e) {
+func (m *Machine) evacuate(e *exec) { m.whenAwake(func() { m.evacuateNow(e) }) }
+
+func (m *Machine) evacuateNow(e *exec) {
+	if e.over || !m.hold(e) {
 		return
 	}
-	if !m.hangs(e.cmd.VM.ID) {
-		m.failExec(e, codeAnswers, "its storage answers here again, so that it runs on")
+	if !m.statusOK || !m.hangs(e.cmd.VM.ID) {
+		m.failExec(e, codeAnswers, "its storage is not known to be lost here any more: it runs on")
 		return
 	}
 	m.haOff[e.cmd.VM.ID] = haStop{why: e.cmd.Reason, until: m.now + time.Hour}

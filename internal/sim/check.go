@@ -182,11 +182,26 @@ func (c *checker) stopAsked(p *proc, what string) {
 	c.violate(InvariantPolicy, p.vm.name, "%s on %s: %s, and no policy permits that now", p.vm.name, p.h.name, what)
 }
 
-// known is how old what a host knows may be: it misses up to two heartbeats in
-// a row, on the network or on a datastore, before it counts them as lost, and
-// the third tells that all is well again (fdm: silentAfter). What it decides
-// until then, by what was true, it may carry out.
-func (c *checker) known() time.Duration { return 3 * c.s.conf.Timing.Interval }
+// After a fault has ended a host may still stop VMs for it until it knows, and
+// what it decided until then its guard may carry out for one interval
+// (fdm: killLimit, lease: KillRequest.Before). An agent or a guard that stood still
+// meanwhile does not add to that: the agent takes in what was said to it first,
+// the guard refuses what comes later. Clocks may differ by model.MaxDrift, and a
+// message, a look at a datastore and a kill take a moment.
+//
+// Of a datastore it knows with its next heartbeat there, which begins within an
+// interval.
+func (c *checker) storageKnown() time.Duration { return c.intervals(1 + 1) }
+
+// Of the network it knows when it hears any host again. The next heartbeats come
+// within an interval; on a network that loses datagrams those may be missed, and
+// the ones after them count.
+func (c *checker) networkKnown() time.Duration { return c.intervals(2 + 1) }
+
+func (c *checker) intervals(n int) time.Duration {
+	const moment = 50 * time.Millisecond
+	return time.Duration(float64(n)*float64(c.s.conf.Timing.Interval)*(1+2*model.MaxDrift)) + moment
+}
 
 // mayStop applies the policies of the cluster file to what is true.
 func (c *checker) mayStop(p *proc) bool {
@@ -198,7 +213,7 @@ func (c *checker) mayStop(p *proc) bool {
 	if v == nil || v.Requested != model.RequestedStarted || v.Restart.Priority == model.PriorityDisabled {
 		return true
 	}
-	alone := p.h.alone || p.h.aloneEnd > 0 && c.s.now-p.h.aloneEnd < c.known()
+	alone := p.h.alone || p.h.aloneEnd > 0 && c.s.now-p.h.aloneEnd < c.networkKnown()
 	switch {
 	case alone && (ha.IsolationResponse != "none" || v.IsolationResponse != "" && v.IsolationResponse != "none"):
 		return true
@@ -206,7 +221,7 @@ func (c *checker) mayStop(p *proc) bool {
 		return true
 	}
 	for _, d := range p.vm.disks {
-		if q := p.h.paths[d.i]; q == nil || q.state != pathGood || c.s.now-q.since < c.known() {
+		if q := p.h.paths[d.i]; q == nil || q.state != pathGood || c.s.now-q.since < c.storageKnown() {
 			return true // by what VM component protection says
 		}
 	}
