@@ -90,7 +90,7 @@ func (g *guard) thaw(vm model.VMID) {
 	p.frozen = false
 	h.s.cover[Thaws]++
 	h.s.trace(h, "thaws %s", p.vm.name)
-	h.s.check.thawed(p)
+	h.s.check.goesOn(p, "thaws")
 	h.s.check.update(p.vm)
 	p.touchStorage()
 }

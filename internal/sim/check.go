@@ -150,11 +150,11 @@ func (c *checker) writeLands(g *guest, instance uint64, what string) {
 
 func (c *checker) writeHangs(*proc) {}
 
-// thawed: the VM's lock must be the host's.
-func (c *checker) thawed(p *proc) {
+// goesOn: what begins to run, or is thawed, is its lock's holder.
+func (c *checker) goesOn(p *proc, how string) {
 	rec, f := p.vm.home.highest(model.VMLock(p.vm.id))
-	if f == nil && (rec.Holder() != p.h.name || rec.Boot != p.h.boot) {
-		c.violate(InvariantLock, p.vm.name, "%s thaws %s, whose lock is at %s", p.h.name, p.vm.name, rec)
+	if f == nil && p.runs() && (rec.Holder() != p.h.name || rec.Boot != p.h.boot) {
+		c.violate(InvariantLock, p.vm.name, "%s %s %s, whose lock is at %s", p.h.name, how, p.vm.name, rec)
 	}
 }
 
@@ -237,6 +237,15 @@ func (c *checker) linked(d *disk, rec model.LockRecord) {
 	if before := rs[len(rs)-2]; before.Holder() != "" && before.Holder() != rec.Owner {
 		c.s.cover[Takeovers]++
 	}
+	g := c.s.byVM[model.VMID(rec.Lock)]
+	if g == nil {
+		return
+	}
+	for _, p := range g.procs {
+		if p.runs() && p.h.name != rec.Owner {
+			c.violate(InvariantLock, g.name, "%s takes the lock of %s, which runs on %s", rec.Owner, g.name, p.h.name)
+		}
+	}
 }
 
 // requested notes what the agent asks of its guard.
@@ -318,6 +327,11 @@ func (c *checker) oneOwner(h *host, ds model.DatastoreName) {
 
 // listWritten: only one host writes under a term.
 func (c *checker) listWritten(h *host, e fdm.WriteList) {
+	t := termKey{h, h.agent.life, e.Datastore}
+	if e.List.Term < c.terms[t] {
+		c.violate(InvariantTerm, string(h.name), "%s writes the list of %s under term %d after term %d", h.name, e.Datastore, e.List.Term, c.terms[t])
+	}
+	c.terms[t] = max(c.terms[t], e.List.Term)
 	k := writerKey{e.Datastore, e.List.Term}
 	if w, ok := c.writers[k]; ok && w != h.name {
 		c.violate(InvariantPrimary, string(e.Datastore), "%s writes the list of %s under term %d, as %s did", h.name, e.Datastore, e.List.Term, w)

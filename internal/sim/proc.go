@@ -115,6 +115,7 @@ func (p *proc) proceed() {
 		cores := max(p.h.conf.CPU.Cores, 2)
 		p.alive = s.now + boot*time.Duration(max(n, cores))/time.Duration(cores)
 	}
+	s.check.goesOn(p, "starts")
 	s.check.update(p.vm)
 	p.touchStorage()
 }
