@@ -79,7 +79,7 @@ func New() *cobra.Command {
 		_ = pf.MarkHidden(hidden) // for tests and hosts with their own layout
 	}
 	root.AddCommand(newStatus(a), newEvents(a), newVM(a), newCluster(a), newHA(a), newHost(a), newRule(a), newAdmission(a), newLock(a), newAgent(a), newVersion(),
-		newServer(a), newLogin(a), newLogout(a), newUser(a), newToken(a), newAudit(a), newTask(a), newApplyTop(a), newGet(a), newDiff(a), newWatch(a), newMan(),
+		newServer(a), newLogin(a), newLogout(a), newUser(a), newToken(a), newAudit(a), newTask(a), newApplyTop(a), newGet(a), newDiff(a), newWatch(a), newSupport(a), newMan(),
 		labcmd.New(), simcmd.New(a.live, a.rehearse), pkicmd.New(), datastorecmd.New(newDatastoreList(a)))
 	strict(root)
 	localise(root)
