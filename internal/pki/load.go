@@ -89,6 +89,9 @@ func Load(dir string) (*Credentials, error) {
 // NewCredentials are those of a certificate and its key among authorities, one
 // of which signed it. It may be expired.
 func NewCredentials(authorities []*x509.Certificate, leaf *x509.Certificate, key *ecdsa.PrivateKey) (*Credentials, error) {
+	if !key.PublicKey.Equal(leaf.PublicKey) {
+		return nil, errors.New("the key does not belong to the certificate")
+	}
 	pool := x509.NewCertPool()
 	c := &Credentials{ca: pool, Authorities: authorities, Expires: leaf.NotAfter, key: key,
 		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}}
