@@ -95,7 +95,8 @@ type Agent struct {
 
 	setup     atomic.Pointer[setup]
 	transport Transport
-	servers   Remote // nil when none may ask
+	servers   Remote   // nil when none may ask
+	control   *control // nil when nothing but the hosts' own port carries words
 	links     *guardLink
 	hv        *hypervisorWatch
 

@@ -265,6 +265,8 @@ type rig struct {
 	client *local.Client
 	remote func(*config.Cluster, model.HostID, http.Handler) (Remote, error)
 	trust  Trust
+	// dialPeer is Ports.DialPeer.
+	dialPeer func(*config.Cluster, model.HostID) (Teller, error)
 	// gateways and names are this host's routes and its DNS.
 	gateways []netip.Addr
 	names    map[string]netip.Addr
@@ -312,6 +314,7 @@ func (r *rig) ports() Ports {
 	return Ports{
 		OpenRemote:    r.remote,
 		Trust:         r.trust,
+		DialPeer:      r.dialPeer,
 		OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) { r.net.recv = rc; return r.net, nil },
 		DialGuard: func(context.Context) (Guard, error) {
 			select {
@@ -337,6 +340,14 @@ func (r *rig) ports() Ports {
 }
 
 func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
+
+func (r *rig) read(name string) string {
+	b, err := os.ReadFile(r.path(name))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(b)
+}
 
 func (r *rig) write(name, content string) {
 	r.t.Helper()

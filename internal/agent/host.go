@@ -31,6 +31,7 @@ func HostPorts(pkiDir, guardSocket string, log *slog.Logger) Ports {
 		OpenRemote: func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error) {
 			return openHostRemote(keeper, c, self, h, log)
 		},
+		DialPeer:  func(c *config.Cluster, to model.HostID) (Teller, error) { return dialHostPeer(keeper, c, to) },
 		DialGuard: func(ctx context.Context) (Guard, error) { return dialGuard(ctx, guardSocket) },
 		OpenStore: func(c *config.Cluster, d config.Datastore) (Store, error) {
 			return datastore.Open(d.Path, c.ID, datastore.Options{Expect: d.UUID})

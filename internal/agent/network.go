@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 
+	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/wire"
@@ -17,6 +18,10 @@ const (
 )
 
 func (a *Agent) sendBeat(e fdm.SendHeartbeat) {
+	if a.quiet() {
+		a.beatQuietly(e)
+		return
+	}
 	b, err := json.Marshal(e.Beat)
 	if err != nil {
 		a.count.add("encode-failed")
@@ -26,6 +31,10 @@ func (a *Agent) sendBeat(e fdm.SendHeartbeat) {
 }
 
 func (a *Agent) sendMessage(to model.HostID, m fdm.Message) {
+	if m.Config != nil && a.control != nil && (a.quiet() || !a.share.linked[to]) {
+		// Its own port may be closed. If both ways work, the second changes nothing.
+		a.control.tell(to, local.Word{Offer: m.Config})
+	}
 	b, err := json.Marshal(m)
 	if err != nil || len(b) > maxMessage {
 		a.count.add("encode-failed")

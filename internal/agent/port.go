@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/firewall"
@@ -39,15 +40,26 @@ var HostFirewall = Firewall{Apply: firewall.Apply, Check: firewall.Check, Remove
 // seconds.
 const firewalldLimit = 10 * time.Second
 
-// PortRules are the members of a cluster file, by all their addresses.
+// PortRules are the members of a cluster file, by all their addresses. While HA
+// is off nobody may reach the port: what hosts must know goes by the control port.
 func PortRules(c *config.Cluster) firewall.Rules {
-	r := firewall.Rules{Port: wire.DefaultPort}
+	r := firewall.Rules{Port: wire.DefaultPort, Closed: !c.HA.Enabled, Control: local.RemotePort}
 	for i := range c.Hosts {
 		for _, n := range c.Networks {
 			if a := c.Hosts[i].AddressOf(n.Name); a.IsValid() && !slices.Contains(r.Members, a) {
 				r.Members = append(r.Members, a)
 			}
 		}
+	}
+	return r
+}
+
+// portRules are those of now. Where nothing else carries what hosts tell each
+// other the port stays open to members.
+func (a *Agent) portRules() firewall.Rules {
+	r := PortRules(a.setup.Load().cluster)
+	if a.control == nil {
+		r.Closed, r.Control = false, 0
 	}
 	return r
 }
@@ -67,7 +79,7 @@ func (a *Agent) guardPort(ctx context.Context) {
 	tick := time.NewTicker(portCheck)
 	defer tick.Stop()
 	for {
-		a.notePort(ctx, closePort(ctx, f, PortRules(a.setup.Load().cluster)))
+		a.notePort(ctx, closePort(ctx, f, a.portRules()))
 		select {
 		case <-tick.C:
 		case <-a.portChanged:

@@ -32,6 +32,10 @@ func TestClosePort(t *testing.T) {
 	if got := closePort(t.Context(), f, rules); len(got) != 0 || applied.Port != 8182 || !slices.Equal(applied.Members, want) {
 		t.Errorf("%v, applied %v", got, applied)
 	}
+	c.HA.Enabled = false
+	if off := PortRules(c); rules.Closed || !off.Closed || off.Control != 8183 || rules.Control != 8183 {
+		t.Errorf("with HA on %+v, off %+v: want it closed while HA is off, and the control port looked after", rules, off)
+	}
 	broken = errors.New("protocol not supported")
 	found = []firewall.Finding{{Chain: "inet filter input", Certain: true, Member: want[1], Remedy: "nft insert rule ..."}}
 	got := fmt.Sprint(closePort(t.Context(), f, rules))

@@ -77,13 +77,17 @@ type Remote interface {
 	Close() error
 }
 
-// Ports are the agent's connections to the world; all but OpenRemote, Trust and
-// Firewall are required.
+// Ports are the agent's connections to the world; all but OpenRemote, DialPeer,
+// Trust and Firewall are required.
 type Ports struct {
 	// Trust is this host's identity; nil: no server can renew it.
 	Trust Trust
-	// OpenRemote listens for servers; nil: no server can ask this agent.
+	// OpenRemote listens for servers, and for words of other hosts; nil: no server
+	// can ask this agent.
 	OpenRemote func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error)
+	// DialPeer is how words go to another host; nil: the hosts' own port stays
+	// open to members while HA is off, because nothing else carries them.
+	DialPeer func(c *config.Cluster, to model.HostID) (Teller, error)
 	// OpenTransport listens for the other agents.
 	OpenTransport func(c *config.Cluster, r Receiver) (Transport, error)
 	// DialGuard connects to the guard and subscribes to its notices.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -27,7 +28,8 @@ const maxServers = 64
 
 // remote serves the servers of the cluster: the local API's answers, over
 // mutual TLS, for certificates that name a server. Nothing in the agent waits
-// for a server, and nothing is lost while none comes.
+// for a server, and nothing is lost while none comes. Hosts of the cluster may
+// leave a word there (control.go).
 type remote struct {
 	self  model.HostID
 	creds func() (*pki.Credentials, error)
@@ -35,9 +37,10 @@ type remote struct {
 	log   *slog.Logger
 	http  *http.Server
 
-	mu   sync.Mutex
-	open map[netip.Addr]net.Listener
-	wg   sync.WaitGroup
+	mu      sync.Mutex
+	open    map[netip.Addr]net.Listener
+	members map[model.HostID]bool
+	wg      sync.WaitGroup
 }
 
 // remoteHandler are the paths that a server may ask.
@@ -48,7 +51,17 @@ func (a *Agent) remoteHandler(run context.Context) http.Handler {
 	mux.HandleFunc("GET "+local.PathConfig, a.serveConfig)
 	a.trustRoutes(mux)
 	mux.HandleFunc("GET "+local.PathFollow, func(w http.ResponseWriter, r *http.Request) { a.serveFollow(run, w, r) })
+	mux.HandleFunc("POST "+local.PathPeer, func(w http.ResponseWriter, r *http.Request) { a.servePeer(run, w, r) })
 	return mux
+}
+
+// callerOf is whom the handshake of a request's connection identified.
+func callerOf(r *http.Request) (pki.Identity, error) {
+	c, ok := r.Context().Value(sessionKey{}).(*tls.Conn)
+	if !ok {
+		return pki.Identity{}, errors.New("the connection is not TLS")
+	}
+	return pki.PeerIdentity(c.ConnectionState())
 }
 
 // openRemote listens for servers and returns what ends it. That it cannot is
@@ -65,6 +78,9 @@ func (a *Agent) openRemote(ctx context.Context) func() {
 		return func() {}
 	}
 	a.servers = r
+	if a.cfg.Ports.DialPeer != nil && err == nil {
+		a.control = newControl(ctx, a)
+	}
 	return func() { _ = r.Close() }
 }
 
@@ -87,8 +103,9 @@ func withSession(ctx context.Context, c net.Conn) context.Context {
 }
 
 // still lets a request through only while its connection would be accepted
-// anew: the server's certificate has not ended, and its authority is trusted. A
-// long answer ends with the certificate.
+// anew: the peer's certificate has not ended, and its authority is trusted. A
+// long answer ends with the certificate. Hosts may ask for PathPeer and nothing
+// else, servers for all else.
 func (r *remote) still(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		conn, ok := req.Context().Value(sessionKey{}).(*tls.Conn)
@@ -102,7 +119,8 @@ func (r *remote) still(next http.Handler) http.Handler {
 			return
 		}
 		cs := conn.ConnectionState()
-		if err := creds.Recheck(cs, local.RemoteProtocol, serverOnly); err != nil {
+		protocol, rule := r.ruleFor(req.URL.Path == local.PathPeer)
+		if err := creds.Recheck(cs, protocol, rule); err != nil {
 			w.Header().Set("Connection", "close")
 			refuse(w, http.StatusUnauthorized, err, "connect anew, with a certificate that this host trusts")
 			return
@@ -121,6 +139,24 @@ func serverOnly(id pki.Identity) error {
 	return nil
 }
 
+// ruleFor are the protocol and the rule of who may ask, for hosts or for servers.
+func (r *remote) ruleFor(hosts bool) (string, func(pki.Identity) error) {
+	if hosts {
+		return local.PeerProtocol, r.memberOnly
+	}
+	return local.RemoteProtocol, serverOnly
+}
+
+// memberOnly is the rule of who may leave a word.
+func (r *remote) memberOnly(id pki.Identity) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.members[id.Host] {
+		return &pki.Refused{Reason: pki.ReasonNotMember, Detail: fmt.Sprintf("%s is not another host of this cluster", id)}
+	}
+	return nil
+}
+
 // Configure listens on this host's own addresses of a cluster file.
 func (r *remote) Configure(c *config.Cluster) error {
 	_, own := wire.Members(c, r.self)
@@ -130,6 +166,10 @@ func (r *remote) Configure(c *config.Cluster) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.members = map[model.HostID]bool{}
+	for i := range c.Hosts {
+		r.members[c.Hosts[i].Name] = c.Hosts[i].Name != r.self
+	}
 	for addr, ln := range r.open {
 		if !want[addr] {
 			ln.Close()
@@ -169,12 +209,13 @@ func (o opaque) Accept() (net.Conn, error) {
 type hidden struct{ net.Conn }
 
 // config is how one handshake is made.
-func (r *remote) config(*tls.ClientHelloInfo) (*tls.Config, error) {
+func (r *remote) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	creds, err := r.creds()
 	if err != nil {
 		return nil, err
 	}
-	return creds.ServerTLS(local.RemoteProtocol, serverOnly), nil
+	protocol, rule := r.ruleFor(slices.Contains(hello.SupportedProtos, local.PeerProtocol))
+	return creds.ServerTLS(protocol, rule), nil
 }
 
 // openHostRemote is Ports.OpenRemote of a real host.

@@ -28,7 +28,9 @@ type remoteRig struct {
 	addr netip.AddrPort
 }
 
-func newRemoteRig(t *testing.T) *remoteRig {
+func newRemoteRig(t *testing.T) *remoteRig { return newRemoteRigWith(t, nil) }
+
+func newRemoteRigWith(t *testing.T, prepare func(*rig)) *remoteRig {
 	t.Helper()
 	rr := &remoteRig{ca: filepath.Join(t.TempDir(), "ca")}
 	if err := pki.Init(rr.ca, "test", pki.Options{}); err != nil {
@@ -46,6 +48,9 @@ func newRemoteRig(t *testing.T) *remoteRig {
 		r.remote = func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error) {
 			x := newRemote(self, func() (*pki.Credentials, error) { return host, nil }, rr.addr.Port(), slog.New(slog.DiscardHandler), h)
 			return x, x.Configure(c)
+		}
+		if prepare != nil {
+			prepare(r)
 		}
 	})
 	rr.started()
@@ -68,6 +73,8 @@ func (r *remoteRig) credentials(t *testing.T, host model.HostID, server string) 
 	}
 	return c
 }
+
+func (r *remoteRig) at() []netip.AddrPort { return []netip.AddrPort{r.addr} }
 
 func (r *remoteRig) ask(t *testing.T, creds *pki.Credentials, host model.HostID) *local.Client {
 	c := local.NewRemoteClient(func() (*pki.Credentials, error) { return creds, nil }, host, []netip.AddrPort{r.addr})

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 )
 
 // Finding is a chain of another firewall that drops what a member sends.
@@ -79,8 +78,8 @@ func (w *ruleset) judge(ch *nftables.Chain, r Rules) (Finding, bool) {
 		if m.Is6() && ch.Table.Family == nftables.TableFamilyIPv4 || m.Is4() && ch.Table.Family == nftables.TableFamilyIPv6 {
 			continue
 		}
-		for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-			switch v := w.follow(ch, packet{from: m, proto: proto, port: r.Port}); v {
+		for _, s := range r.services() {
+			switch v := w.follow(ch, packet{from: m, proto: s.proto, port: s.port}); v {
 			case dropped, unsure:
 				return Finding{Chain: chainName(ch), Certain: v == dropped, Member: m, Remedy: remedy(ch, r)}, true
 			}
@@ -114,9 +113,11 @@ func remedy(ch *nftables.Chain, r Rules) string {
 	v4, v6 := split(r.Members)
 	var out []string
 	for _, part := range []struct{ word, list string }{{"ip", v4}, {"ip6", v6}} {
-		if part.list != "" && (ch.Table.Family == nftables.TableFamilyINet || familyName(ch.Table.Family) == part.word) {
-			out = append(out, fmt.Sprintf("nft insert rule %s %s saddr '{ %s }' meta l4proto '{ tcp, udp }' th dport %d accept",
-				chainName(ch), part.word, part.list, r.Port))
+		if part.list == "" || ch.Table.Family != nftables.TableFamilyINet && familyName(ch.Table.Family) != part.word {
+			continue
+		}
+		for _, s := range r.services() {
+			out = append(out, fmt.Sprintf("nft insert rule %s %s saddr '{ %s }' %s dport %d accept", chainName(ch), part.word, part.list, s.word(), s.port))
 		}
 	}
 	return strings.Join(out, " && ")
@@ -141,9 +142,9 @@ func iptables(r Rules) string {
 		if part.list == "" {
 			continue
 		}
-		for _, proto := range []string{"tcp", "udp"} {
+		for _, s := range r.services() {
 			out = append(out, fmt.Sprintf("%s -I INPUT -s %s -p %s --dport %d -j ACCEPT",
-				part.program, strings.ReplaceAll(part.list, " ", ""), proto, r.Port))
+				part.program, strings.ReplaceAll(part.list, " ", ""), s.word(), s.port))
 		}
 	}
 	return strings.Join(out, " && ")
@@ -156,9 +157,9 @@ func firewalld(r Rules) string {
 		if m = m.Unmap(); m.Is6() {
 			family = "ipv6"
 		}
-		for _, proto := range []string{"tcp", "udp"} {
+		for _, s := range r.services() {
 			out = append(out, fmt.Sprintf(`firewall-cmd --permanent --add-rich-rule='rule family="%s" source address="%s" port port="%d" protocol="%s" accept'`,
-				family, m, r.Port, proto))
+				family, m, s.port, s.word()))
 		}
 	}
 	return strings.Join(append(out, "firewall-cmd --reload"), " && ")

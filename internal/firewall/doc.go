@@ -1,6 +1,6 @@
 // Package firewall closes the agents' port to everybody but the cluster's
-// members, in an nftables table of its own, and finds other firewalls that drop
-// what members send.
+// members, and while HA is off to them too, in an nftables table of its own, and
+// finds other firewalls that drop what members send.
 //
 // The table admits or drops packets to the port alone; all else passes it. An
 // accept in it cannot override a drop in another table: [Check] follows a

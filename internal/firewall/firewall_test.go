@@ -168,6 +168,11 @@ func TestOnlyMembersGetThrough(t *testing.T) {
 		}
 		want("after the members changed", member, false)
 		want("after the members changed", stranger, true)
+		if err := Apply(Rules{Port: port, Members: rules.Members, Closed: true}); err != nil {
+			t.Error(err)
+		}
+		want("while it is closed", member, false)
+		want("while it is closed", stranger, false)
 		for range 2 { // removing what is not there is no error
 			if err := Remove(); err != nil {
 				t.Error(err)
@@ -252,6 +257,23 @@ func nft(ruleset string) error {
 		return fmt.Errorf("nft: %w: %s", err, out)
 	}
 	return nil
+}
+
+// While the port is closed nobody is missed there; the control port is looked
+// after in either case.
+func TestServices(t *testing.T) {
+	closed := Rules{Port: port, Members: rules.Members, Closed: true, Control: 8183}
+	if got := iptables(closed); strings.Contains(got, "8182") || !strings.Contains(got, "-p tcp --dport 8183 -j ACCEPT") || strings.Contains(got, "udp") {
+		t.Error(got)
+	}
+	open := closed
+	open.Closed = false
+	if got := iptables(open); strings.Count(got, "--dport 8182") != 4 || strings.Count(got, "-p tcp --dport 8183") != 2 {
+		t.Error(got)
+	}
+	if got := strings.Join(richRules(closed), "\n"); strings.Contains(got, `port="8182"`) || !strings.Contains(got, `port="8183" protocol="tcp"`) {
+		t.Error(got)
+	}
 }
 
 func TestRemedies(t *testing.T) {

@@ -244,8 +244,8 @@ func richRules(r Rules) []string {
 		if m = m.Unmap(); m.Is6() {
 			family = "ipv6"
 		}
-		for _, proto := range []string{"tcp", "udp"} {
-			out = append(out, fmt.Sprintf(`rule priority="%d" family="%s" source address="%s" port port="%d" protocol="%s" accept`, ownPriority, family, m, r.Port, proto))
+		for _, s := range r.services() {
+			out = append(out, fmt.Sprintf(`rule priority="%d" family="%s" source address="%s" port port="%d" protocol="%s" accept`, ownPriority, family, m, s.port, s.word()))
 		}
 	}
 	return out

@@ -22,6 +22,45 @@ const priority = -10
 type Rules struct {
 	Port    uint16
 	Members []netip.Addr
+	// Closed: nobody may, no member either.
+	Closed bool
+	// Control, unless 0, is a TCP port that members need in either case. Hanok's
+	// own table leaves it alone; other firewalls must let members through.
+	Control uint16
+}
+
+// service is a port of one protocol.
+type service struct {
+	proto byte
+	port  uint16
+}
+
+// word is the protocol as firewalls write it.
+func (s service) word() string {
+	if s.proto == unix.IPPROTO_UDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
+// services are what other firewalls have to let members through to.
+func (r Rules) services() []service {
+	var out []service
+	if !r.Closed {
+		out = append(out, service{unix.IPPROTO_TCP, r.Port}, service{unix.IPPROTO_UDP, r.Port})
+	}
+	if r.Control != 0 {
+		out = append(out, service{unix.IPPROTO_TCP, r.Control})
+	}
+	return out
+}
+
+// admitted are the members that Hanok's own table lets through.
+func (r Rules) admitted() []netip.Addr {
+	if r.Closed {
+		return nil
+	}
+	return r.Members
 }
 
 // Apply brings the rules into force in this process's network namespace, in one
@@ -45,7 +84,7 @@ func Apply(r Rules) error {
 	rule(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		notEqual(binaryutil.BigEndian.PutUint16(r.Port)...), verdict(expr.VerdictAccept))
 	rule(meta(expr.MetaKeyIIFNAME), equal(ifname("lo")...), verdict(expr.VerdictAccept))
-	for _, a := range r.Members {
+	for _, a := range r.admitted() {
 		family, offset := byte(unix.NFPROTO_IPV4), uint32(12)
 		if a = a.Unmap(); a.Is6() {
 			family, offset = unix.NFPROTO_IPV6, 8

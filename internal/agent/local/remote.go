@@ -30,6 +30,16 @@ const (
 // credentials are asked for at each handshake. The addresses are tried in order.
 // It keeps one idle connection; close it with Close.
 func NewRemoteClient(credentials func() (*pki.Credentials, error), host model.HostID, addresses []netip.AddrPort) *Client {
+	return newRemoteClient(credentials, RemoteProtocol, host, addresses, false)
+}
+
+// NewPeerClient returns a client for a host's agent, for another host of its
+// cluster: it may Tell. It keeps no connection.
+func NewPeerClient(credentials func() (*pki.Credentials, error), host model.HostID, addresses []netip.AddrPort) *Client {
+	return newRemoteClient(credentials, PeerProtocol, host, addresses, true)
+}
+
+func newRemoteClient(credentials func() (*pki.Credentials, error), protocol string, host model.HostID, addresses []netip.AddrPort, once bool) *Client {
 	expect := func(id pki.Identity) error {
 		if id.Host != host {
 			return &pki.Refused{Reason: pki.ReasonWrongHost, Detail: fmt.Sprintf("%s answers where %s was expected", id, host)}
@@ -41,7 +51,7 @@ func NewRemoteClient(credentials func() (*pki.Credentials, error), host model.Ho
 		if err != nil {
 			return nil, err
 		}
-		conf := creds.ClientTLS(RemoteProtocol, expect)
+		conf := creds.ClientTLS(protocol, expect)
 		errs := []error{ErrUnreachable}
 		for _, a := range addresses {
 			c, err := dialTLS(ctx, a, conf)
@@ -56,7 +66,13 @@ func NewRemoteClient(credentials func() (*pki.Credentials, error), host model.Ho
 		return nil, errors.Join(errs...)
 	}
 	return &Client{socket: string(host), http: http.Client{Transport: &http.Transport{DialTLSContext: dial, MaxIdleConnsPerHost: 1,
-		IdleConnTimeout: time.Minute, ReadBufferSize: 2 << 10, WriteBufferSize: 2 << 10}}}
+		DisableKeepAlives: once, IdleConnTimeout: time.Minute, ReadBufferSize: 2 << 10, WriteBufferSize: 2 << 10}}}
+}
+
+// Tell gives another host of the cluster a word.
+func (c *Client) Tell(ctx context.Context, w Word) (WordAnswer, error) {
+	var a WordAnswer
+	return a, c.do(ctx, http.MethodPost, PathPeer, w, &a)
 }
 
 func dialTLS(ctx context.Context, a netip.AddrPort, conf *tls.Config) (net.Conn, error) {

@@ -21,12 +21,16 @@ const (
 	// up; an empty line at least every FollowBeat. With `own` only those that
 	// this host emitted. The answer ends when the client falls behind.
 	PathFollow = "/v1/follow"
+	// PathPeer is for the other hosts of the cluster, while HA is off. POST Word:
+	// WordAnswer.
+	PathPeer = "/v1/peer"
 )
 
 // Servers ask agents over mutual TLS 1.3, on a port of its own.
 const (
 	RemotePort     = 8183
-	RemoteProtocol = "hanok-server/1" // ALPN
+	RemoteProtocol = "hanok-server/1" // ALPN of servers
+	PeerProtocol   = "hanok-peer/1"   // ALPN of hosts, which may ask PathPeer alone
 	// HeaderGap is set when the event to follow from is not known any more:
 	// all that the host has comes, and something before it may be missing.
 	HeaderGap = "Hanok-Gap"
@@ -37,6 +41,22 @@ const (
 // MaxBody bounds every request and every answer but a followed event stream:
 // a cluster file of its largest size, in base64, with room for the rest.
 const MaxBody = 8 << 20
+
+// Word is what hosts tell each other while HA is off and their own port is
+// closed: one of the two.
+type Word struct {
+	// Beat is a heartbeat, as for Network.
+	Network string         `json:"network,omitempty"`
+	Beat    *fdm.Heartbeat `json:"beat,omitempty"`
+	// Offer is a cluster file.
+	Offer *fdm.ConfigOffer `json:"offer,omitempty"`
+}
+
+// WordAnswer answers a Word.
+type WordAnswer struct {
+	// Version of the cluster file that the receiver keeps.
+	Version uint64 `json:"version"`
+}
 
 // EventQuery selects events.
 type EventQuery struct {
