@@ -170,6 +170,36 @@ func TestMaskCleanShutdown(t *testing.T) {
 	}
 }
 
+// A host that leaves is not done with a VM whose process is gone before its lock
+// is released and the primary had time to hear of it; a release that does not
+// come holds it up for a while only.
+func TestLeaveWaitsForTheLocks(t *testing.T) {
+	w := settled(nil, func(w *world) { w.addVM("web", "ds1", "host1", 512) }, "ds1", "ds2")
+	n := w.nodes["host1"]
+	ask := func() (text string) {
+		n.m.goOnLeaving(LeaveRequest{GuestLimit: time.Minute}, func(r AdminReply) { text = r.Text })
+		return text
+	}
+	w.stubborn["vm-web"] = true
+	if got := ask(); got != "web" {
+		t.Fatalf("it waits for %q, want web", got)
+	}
+	gone := n.m.guarded["vm-web"]
+	gone.Phase = lease.PhaseGone
+	n.m.guarded["vm-web"] = gone
+	if got := ask(); got != "web" {
+		t.Errorf("with the process gone and the lock held it waits for %q, want web", got)
+	}
+	n.m.now += releaseWait
+	if got := ask(); got != tellingNow {
+		t.Errorf("after %v of it it waits for %q, want the primary to be told", releaseWait, got)
+	}
+	n.m.now += tellWait
+	if got := ask(); got != "" {
+		t.Errorf("it still waits for %q", got)
+	}
+}
+
 // A host that leaves in order is no failure, also for a primary elected after
 // its announcement, and VMs that libvirt's own service saves go elsewhere.
 func TestAnnouncedLeaveOutlivesThePrimary(t *testing.T) {

@@ -75,6 +75,10 @@ func TestHeartbeatDatastoresAreChosenAnew(t *testing.T) {
 	if h := view(); !strings.Contains(strings.Join(h.Warnings, ";"), "in its own failure domain room1") {
 		t.Errorf("all in the host's own room: %v", h.Warnings)
 	}
+	w.nodes["host3"].m.stores["ds3"].conf.OnHostNetwork = true
+	if h := view(); !strings.Contains(strings.Join(h.Warnings, ";"), "ds3 of host1 is on the hosts' own network") {
+		t.Errorf("on the hosts' own network: %v", h.Warnings)
+	}
 	w.nodes["host3"].m.conf.IgnoreFewHeartbeats = true
 	if h := view(); len(h.Warnings) > 0 {
 		t.Errorf("switched off: %v", h.Warnings)

@@ -37,17 +37,31 @@ type LeaveRequest struct {
 type leaving struct {
 	limit time.Duration
 	asked map[model.VMID]model.Epoch // VMs that were told to stop
+	// goneAt is when a VM was first seen gone with its lock still held, emptyAt
+	// when nothing of any was left.
+	goneAt  map[model.VMID]time.Duration
+	emptyAt time.Duration
 }
 
 // forcedLeave is how long a host that leaves by force waits for the word of
 // admission control, so that the event of it can be told before it is gone.
 const forcedLeave = 2 * time.Second
 
+const (
+	// releaseWait is how long a host that leaves waits for the release of the lock
+	// of a VM that is gone; a release that fails is tried anew in between. Then it
+	// is left to the failover.
+	releaseWait = 15 * time.Second
+	// tellWait is how long it stays after the last release: its report must leave.
+	tellWait = time.Second
+)
+
 // Reasons that people read.
 const (
 	leavingWhy = "it is being shut down"
 	leftWhy    = "it was shut down in order and ran no VM any more"
 	leavingNow = "it is being shut down in order and takes no VM"
+	tellingNow = "the primary, which is told that no VM is left"
 )
 
 // leave carries out a LeaveRequest on this host. The first asks admission control;
@@ -96,14 +110,33 @@ func (m *Machine) leave(r LeaveRequest, w waive, reply func(AdminReply)) {
 // goOnLeaving begins to leave, or goes on, and tells what is left.
 func (m *Machine) goOnLeaving(r LeaveRequest, reply func(AdminReply)) {
 	if m.leaving == nil {
-		m.leaving = &leaving{asked: map[model.VMID]model.Epoch{}}
+		m.leaving = &leaving{asked: map[model.VMID]model.Epoch{}, goneAt: map[model.VMID]time.Duration{}}
 		m.leavingChanged()
 		m.emit(event.Event{Kind: event.HostState, Host: m.cfg.Self, Text: fmt.Sprintf("%s is being shut down in order", m.cfg.Self),
 			Evidence: map[string]string{"vms": strings.Join(m.leftHere(), ", ")}})
 	}
 	m.leaving.limit = r.GuestLimit
 	m.stopWave()
-	reply(AdminReply{OK: true, Text: strings.Join(m.leftHere(), ", ")})
+	reply(AdminReply{OK: true, Text: m.awaited()})
+}
+
+// awaited is what the host waits for before it may go down; "" when nothing is
+// left.
+func (m *Machine) awaited() string {
+	l := m.leaving
+	left := m.leftHere()
+	switch {
+	case len(left) > 0:
+		l.emptyAt = 0
+		return strings.Join(left, ", ")
+	case l.emptyAt == 0:
+		l.emptyAt = m.now
+		m.reportDue = true
+	}
+	if len(l.asked) > 0 && m.now-l.emptyAt < tellWait {
+		return tellingNow
+	}
+	return ""
 }
 
 func (m *Machine) leavingChanged() {
@@ -122,10 +155,26 @@ func (m *Machine) here() []lease.VMStatus {
 	return out
 }
 
+// leftHere are the names of the VMs that keep this host from going down: a VM is
+// done with when its lock is released, too, for a lock that nobody releases reads
+// as a failure.
 func (m *Machine) leftHere() []string {
 	var out []string
-	for _, g := range m.here() {
-		out = append(out, g.Name)
+	for _, id := range sortedKeys(m.guarded) {
+		g := m.guarded[id]
+		if g.Phase != lease.PhaseGone {
+			delete(m.leaving.goneAt, id)
+			out = append(out, g.Name)
+			continue
+		}
+		at, seen := m.leaving.goneAt[id]
+		if !seen {
+			at = m.now
+			m.leaving.goneAt[id] = at
+		}
+		if m.now-at < releaseWait {
+			out = append(out, g.Name)
+		}
 	}
 	return out
 }
@@ -136,6 +185,7 @@ func (m *Machine) stopWave() {
 	if l == nil {
 		return
 	}
+	m.awaited() // so that it is known since when nothing is left
 	for _, g := range m.nextWave(m.here()) {
 		if l.asked[g.VM] != g.Epoch {
 			l.asked[g.VM] = g.Epoch

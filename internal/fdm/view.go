@@ -157,15 +157,25 @@ func (m *Machine) pendingViews(out []VMView, st *store) []VMView {
 	for i := range st.lastKnown {
 		p := &st.lastKnown[i]
 		x := VMView{ID: p.ID, Name: p.Name, Home: st.name, Host: p.Host, Epoch: p.LastEpoch, Priority: p.Priority, State: model.VMQueued}
+		frozen := ""
 		for _, h := range m.order {
-			if lv, ok := h.active[p.ID]; ok {
-				x.Host, x.State, x.Epoch, x.Alive = h.name, model.VMStarted, lv.Epoch, lv.Alive
+			lv, ok := h.active[p.ID]
+			if !ok {
+				continue
+			}
+			x.Host, x.State, x.Epoch, x.Alive = h.name, model.VMStarted, lv.Epoch, lv.Alive
+			if lv.frozen() {
+				x.State = model.VMFrozen
+				frozen = lv.Reason
 			}
 		}
 		if p.Requested == model.RequestedStopped && x.State == model.VMQueued {
 			x.State = model.VMStopped
 		}
 		x.Reason = fmt.Sprintf("not protected at the moment: the protected list of %s is not at hand: %s", st.name, st.list.problem)
+		if frozen != "" {
+			x.Reason = frozen + "; " + x.Reason
+		}
 		out = append(out, x)
 	}
 	return out

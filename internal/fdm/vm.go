@@ -176,7 +176,12 @@ func runs(lv LocalVM) bool {
 
 // frozenThere tells whether a VM is frozen by report.
 func (m *Machine) frozenThere(v *vm) bool {
-	return v.running && (v.local.Phase == lease.PhaseFrozen || v.local.Phase == lease.PhaseFreezing)
+	return v.running && v.local.frozen()
+}
+
+// frozen tells whether the guard of its host has frozen it, or is about to.
+func (lv LocalVM) frozen() bool {
+	return lv.Phase == lease.PhaseFrozen || lv.Phase == lease.PhaseFreezing
 }
 
 // setRunning takes over what a host reports of a VM; h nil: it runs nowhere.
