@@ -192,17 +192,8 @@ func (c *cluster) libvirtAnswers(host string) error {
 func (c *cluster) flood(from, to string, d time.Duration, perSecond int) int {
 	c.t.Helper()
 	address := c.clusterFile().HostByName(model.HostID(to)).Address["mgmt"]
-	self, err := os.Executable()
-	c.must(err)
-	// The host sees the lab's own directory of binaries; the test binary is
-	// handed in beside its configuration.
-	inside := filepath.Join(c.d.Layout().HostEtc(from), "hanok", "flood-test")
-	data, err := os.ReadFile(self)
-	c.must(err)
-	c.must(os.WriteFile(inside, data, 0o700))
-	defer os.Remove(inside)
-	out := c.mustExec(from, "/etc/hanok/flood-test", floodFlag, address.String(), strconv.Itoa(perSecond), d.String())
-	n, err := strconv.Atoi(strings.TrimSpace(out))
+	out := c.insideTest(from, floodFlag, address.String(), strconv.Itoa(perSecond), d.String())
+	n, err := strconv.Atoi(out)
 	if err != nil {
 		c.t.Fatal(fmt.Errorf("flood printed %q: %w", out, err))
 	}

@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -89,7 +90,8 @@ func TestFrozenHostIsReset(t *testing.T) {
 }
 
 // Without a watchdog nothing proves that a silent host's VMs are dead: status
-// says so, take-over waits, and proof of death ends the wait.
+// says so, take-over waits, and proof of death ends the wait: the lock that an
+// administrator breaks after the evidence is shown, or the host's return.
 func TestWithoutWatchdogTakeoverWaitsForProof(t *testing.T) {
 	c := settled(t)
 	victim := c.secondaryWithVMs()
@@ -106,7 +108,24 @@ func TestWithoutWatchdogTakeoverWaitsForProof(t *testing.T) {
 	c.powerOff(victim)
 	c.eventually(20*time.Second, "status says that the take-over waits, and why", func() error { return c.vmsWait(lost, model.VMFence, "not armed") })
 	c.holds(5*time.Second, "nothing of it starts elsewhere", func() error { return c.runNowhere(lost) })
-	c.powerOn(victim) // a new boot id is proof of death
+	c.breakLock(lost[0]) // the administrator's word is one, for one VM
+	c.eventually(45*time.Second, lost[0]+" runs elsewhere", func() error { return c.runElsewhere(lost[:1], victim) })
+	c.runCheck(c.runNowhere(lost[1:]))
+	c.powerOn(victim) // a new boot id is another
 	c.eventually(45*time.Second, "its VMs run again", func() error { return c.allRunOnce() })
 	c.settle()
+}
+
+// breakLock releases a lock by force: only with the VM's name typed, and with the
+// evidence shown.
+func (c *cluster) breakLock(vm string) {
+	c.t.Helper()
+	host := c.primary()
+	if out, err := c.exec(host, "hanok", "lock", "release", "--force", vm, "--confirm", "another"); err == nil || !strings.Contains(out, "nothing was changed") {
+		c.t.Errorf("a lock was released for a name that is not the VM's: %v, %q", err, out)
+	}
+	out := c.mustExec(host, "hanok", "lock", "release", "--force", vm, "--confirm", vm, "--why", "its host is gone")
+	if !strings.Contains(out, "the lock of "+vm+" is released") {
+		c.t.Errorf("lock release said %q", out)
+	}
 }

@@ -48,12 +48,22 @@ type service struct {
 type services struct {
 	list []*service
 	boot time.Time
-	stop time.Time // when TERM came
+	// ending is when TERM came, stop when the services were told: in between
+	// last runs, which stops VMs.
+	ending, stop time.Time
+	last         *service
 }
 
+// stopVMs is what the unit hanok-host-shutdown.service does before anything else
+// stops.
+var stopVMs = []string{"hanok", "host", "stop-vms", "--force", "--timeout", "10m"}
+
+// lastLimit is longer than stopVMs takes by itself.
+const lastLimit = 11 * time.Minute
+
 func newServices() *services {
-	s := &services{boot: time.Now()}
 	bin := func(name string) string { return filepath.Join(layout.HostBin, name) }
+	s := &services{boot: time.Now(), last: &service{name: "host-shutdown", argv: append([]string{bin(stopVMs[0])}, stopVMs[1:]...)}}
 	configured := func(binary string) func() bool {
 		return func() bool { return !exists(layout.HoldFile) && exists(binary) && exists(paths.ClusterFile) }
 	}
@@ -85,13 +95,17 @@ func (s *services) run(signals <-chan os.Signal) {
 		s.startDue()
 		select {
 		case sig := <-signals:
-			if sig == unix.SIGTERM && s.stop.IsZero() {
-				s.stop = time.Now()
-				s.signalAll(unix.SIGTERM)
+			if sig == unix.SIGTERM && s.ending.IsZero() {
+				s.ending = time.Now()
+				s.beginLast()
 			}
 		case <-ticker.C:
 		}
 		s.reap()
+		if !s.ending.IsZero() && s.stop.IsZero() && (s.last.pid == 0 || time.Since(s.ending) > lastLimit) {
+			s.stop = time.Now()
+			s.signalAll(unix.SIGTERM)
+		}
 		if !s.stop.IsZero() {
 			if time.Since(s.stop) > stopGrace {
 				s.signalAll(unix.SIGKILL)
@@ -100,6 +114,17 @@ func (s *services) run(signals <-chan os.Signal) {
 				return
 			}
 		}
+	}
+}
+
+// beginLast stops the VMs in order, while everything that this takes runs; a
+// host that is not set up has none.
+func (s *services) beginLast() {
+	if exists(layout.HoldFile) || !exists(paths.AgentSocket) {
+		return
+	}
+	if err := s.last.start(); err != nil {
+		fmt.Fprintf(os.Stderr, "init: stop the VMs: %v\n", err)
 	}
 }
 
@@ -128,7 +153,7 @@ func (s *services) reap() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		for _, v := range s.list {
+		for _, v := range append(s.list[:len(s.list):len(s.list)], s.last) {
 			if v.pid == pid {
 				v.pid, v.after = 0, time.Now().Add(v.restart)
 				_ = os.Remove(v.pidFile())
