@@ -39,11 +39,13 @@ func (m *Machine) decideReclaim(c *chain) {
 	case r.Epoch < v.epoch && !s.repaired:
 		m.reclaimUnknown(c, &Fault{Kind: FaultChanged,
 			Text: fmt.Sprintf("the lock of %s is at epoch %d, but this host held epoch %d: the datastore was rolled back", v.name(), r.Epoch, v.epoch)})
-	case r.Epoch < v.epoch || r.State == model.LockReleased && r.Epoch == v.epoch+1:
+	case r.Epoch < v.epoch || r.State == model.LockReleased && r.Epoch == v.epoch+1,
+		r.State == model.LockReleased && r.Reason == model.ReasonRepaired && s.repaired && v.entire:
 		// Rolled back and accepted by an administrator after all others had
 		// to notice; or released for this host by somebody, and held by nobody
 		// since: a release that is not the very next record followed another
-		// owner, whose writes are on the disks.
+		// owner, whose writes are on the disks. A repair numbers all locks anew,
+		// though: then it counts that the VM ran here until the change.
 		m.link(c, model.LockHeld, "")
 	default:
 		v.lock = lockLost

@@ -263,6 +263,9 @@ func (m *Machine) writeFailed(s *store, f *Fault) {
 		s.changed, s.changedAt = true, m.now
 		m.saveDirty = true
 		if s.leased {
+			for _, v := range m.order {
+				v.entire = v.entire || v.lock == lockHeld && v.spec.Home == s.cfg.Name
+			}
 			m.endLease(s, "the datastore changed under this host: "+f.Text)
 		}
 	}

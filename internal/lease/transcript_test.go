@@ -115,13 +115,13 @@ func (r *replay) do(at time.Duration, verb string, args []string) []Effect {
 		return r.step(at, Event{Kind: EvTick})
 	case "written": // [FAULT]: the heartbeat in flight returns
 		return r.step(at, r.answer(EffWriteSlot, Event{Kind: EvSlotWritten, Fault: fault(arg(0))}))
-	case "listed": // EPOCH STATE OWNER BOOT NONCE, or a fault
+	case "listed": // EPOCH STATE OWNER BOOT NONCE [REASON], or a fault
 		ev := Event{Kind: EvLockListed}
 		if len(args) < 5 {
 			ev.Fault = fault(arg(0))
 		} else {
 			ev.Record = model.LockRecord{Epoch: model.Epoch(num(0)), State: model.LockState(arg(1)), Owner: model.HostID(arg(2)),
-				Boot: model.BootID(arg(3)), Nonce: arg(4)}
+				Boot: model.BootID(arg(3)), Nonce: arg(4), Reason: arg(5)}
 		}
 		return r.step(at, r.answer(EffListLock, ev))
 	case "linked": // [FAULT]

@@ -71,8 +71,11 @@ type vm struct {
 	foreign    bool // runs without a lock
 	inquired   bool // the lock of a foreign VM was looked at
 	dropped    bool // taken off the protected list since: no host wants its lock
-	retryAt    time.Duration
-	reason     string
+	// entire: its lock was held by a valid lease until its datastore changed under
+	// this host: nobody can have run it since.
+	entire  bool
+	retryAt time.Duration
+	reason  string
 
 	kills []waiter
 
@@ -148,7 +151,7 @@ func (m *Machine) thaw(v *vm) {
 	if v.freeze == unfrozen {
 		return
 	}
-	v.freeze, v.freezeOp = unfrozen, 0
+	v.freeze, v.freezeOp, v.entire = unfrozen, 0, false
 	v.reason = ""
 	m.statusDirty = true
 	s := m.store(v.spec.Home)

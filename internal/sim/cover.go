@@ -25,14 +25,13 @@ const (
 	SlowHosts
 	ClockChanges
 	GuestHangs
-	Rollbacks // datastores that went back in time
 
 	coverKinds
 )
 
 var coverNames = [coverKinds]string{"failovers", "verdicts", "elections", "takeovers", "contendedClaims", "partitions", "freezes",
 	"thaws", "resets", "lateWrites", "lostReplies", "kills", "restarts", "powerLosses", "listsTaken",
-	"lateReplies", "fullDatastores", "slowHosts", "clockChanges", "guestHangs", "rollbacks"}
+	"lateReplies", "fullDatastores", "slowHosts", "clockChanges", "guestHangs"}
 
 // Coverage counts what happened, by kind.
 type Coverage [coverKinds]int

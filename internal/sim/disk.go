@@ -19,6 +19,8 @@ type disk struct {
 	content
 	gone  bool // its directory was removed
 	saved *content
+	// generation grows with every repair; the numbers of locks begin above it.
+	generation model.Epoch
 }
 
 // content is all that a roll-back takes back.
@@ -203,12 +205,18 @@ func (d *disk) writeNote(n model.PoweredOffNote) *lease.Fault {
 	return nil
 }
 
-// repair accepts the datastore as it is: every slot may be written by its host
-// again, what is missing of the lists is made anew.
+// repair accepts the datastore as it is (datastore.Repair): every slot may be
+// written by its host again, all locks are numbered anew, released, above every
+// number that was ever used, what is missing of the lists is made anew.
 func (d *disk) repair() {
 	if d.gone {
 		d.gone = false
 		d.content = newDisk(d.s, d.i, d.name).content
+	}
+	d.generation += 1 << 20
+	for lock, rs := range d.locks {
+		rec := model.LockRecord{Lock: lock, Epoch: max(d.generation, rs[len(rs)-1].Epoch) + 1, State: model.LockReleased, Reason: model.ReasonRepaired, Nonce: "repaired"}
+		d.locks[lock] = append(slices.Clone(rs), rec)
 	}
 	for i := range d.slots {
 		r := &d.slots[i]

@@ -282,7 +282,6 @@ func (s *Sim) doDatastore(a scenario.Datastore) {
 		d.saved = d.content.clone()
 	case scenario.DatastoreRollback:
 		if d.saved != nil {
-			s.cover[Rollbacks]++
 			d.content = *d.saved.clone()
 			s.check.rolledBack(d)
 		}
