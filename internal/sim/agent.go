@@ -572,6 +572,9 @@ type telling struct {
 }
 
 func (s *Sim) emitted(h *host, e *event.Event) {
+	if s.opts.Events != nil {
+		s.opts.Events(h.name, *e)
+	}
 	switch e.Kind {
 	case event.Verdict:
 		s.cover[Verdicts]++

@@ -7,6 +7,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/scenario"
@@ -37,6 +38,9 @@ type Options struct {
 	Off Tamper
 	// Trace is called with what happens, for people; nil costs nothing.
 	Trace func(at time.Duration, host model.HostID, text string)
+	// Events is given each event of the hosts' agents, in the order in which they
+	// emit them; nil costs nothing.
+	Events func(by model.HostID, e event.Event)
 	// GoOn keeps a simulation running after a violation.
 	GoOn bool
 	// RestartBound is how long a VM that could run may stay down while nothing

@@ -109,8 +109,20 @@ func (f *Cluster) SetVM(i int, change func(*local.VM)) {
 func (f *Cluster) Emit(by model.HostID, e event.Event) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	e.Wall, e.At = time.Now().UTC(), time.Duration(f.count+1)*time.Second
+	return f.keep(by, e)
+}
+
+// Keep is Emit for an event that has its times.
+func (f *Cluster) Keep(by model.HostID, e event.Event) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.keep(by, e)
+}
+
+func (f *Cluster) keep(by model.HostID, e event.Event) string {
 	f.count++
-	e.ID, e.By, e.Wall, e.At = fmt.Sprintf("%s-1-%d", by, f.count), by, time.Now().UTC(), time.Duration(f.count)*time.Second
+	e.ID, e.By = fmt.Sprintf("%s-1-%d", by, f.count), by
 	f.events[by] = append(f.events[by], e)
 	if by != f.primary {
 		f.events[f.primary] = append(f.events[f.primary], e)
