@@ -94,8 +94,10 @@ func prove(seeds uint64, only []string) error {
 		}
 		began := time.Now()
 		f, err := try(root, &m, seeds)
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.Name, err)
+		if err != nil { // the rest of the table is worth knowing
+			fmt.Printf("%-24s %6s  %-9s %3.0f s  %v\n", m.Name, "NONE", "FAILED", time.Since(began).Seconds(), err)
+			survived++
+			continue
 		}
 		seed := strconv.FormatUint(f.seed, 10)
 		if f.seed == 0 {
@@ -105,7 +107,7 @@ func prove(seeds uint64, only []string) error {
 		fmt.Printf("%-24s %6s  %-9s %3.0f s  %s\n", m.Name, seed, f.invariant, time.Since(began).Seconds(), m.Rule)
 	}
 	if survived > 0 {
-		return fmt.Errorf("%d mutants survived %d seeds", survived, seeds)
+		return fmt.Errorf("%d mutants were not found in %d seeds", survived, seeds)
 	}
 	return nil
 }
