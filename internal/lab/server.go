@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -26,9 +27,8 @@ const (
 // StartServer starts `hanok server` on a machine of its own beside the hosts:
 // its network namespace has one cable, to their first network. It answers at
 // Layout().ServerSocket, keeps its state in Layout().ServerDir, and goes down
-// with the lab. binary is the hanok binary. A server that runs already is left
-// as it is.
-func (c *Client) StartServer(ctx context.Context, binary string) error {
+// with the lab. A server that runs already is left as it is.
+func (c *Client) StartServer(ctx context.Context) error {
 	if conn, err := net.Dial("unix", c.layout.ServerSocket()); err == nil {
 		return conn.Close()
 	}
@@ -54,6 +54,10 @@ func (c *Client) StartServer(ctx context.Context, binary string) error {
 		return err
 	}
 	defer log.Close()
+	binary, err := c.binary()
+	if err != nil {
+		return err
+	}
 	cmd := exec.Command(binary, "server", "--name", "control", "--data", c.layout.ServerDir(), "--cluster-pki", c.layout.ServerPKI(),
 		"--server-socket", c.layout.ServerSocket(), "--listen", "none", "--metrics-address", "", "--log", "stderr")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
@@ -100,7 +104,11 @@ func (c *Client) StopServer(ctx context.Context) error {
 
 // AskServer runs hanok through the server, on this machine, and returns its
 // output. An error says what it wrote to its error output.
-func (c *Client) AskServer(ctx context.Context, binary string, argv ...string) ([]byte, error) {
+func (c *Client) AskServer(ctx context.Context, argv ...string) ([]byte, error) {
+	binary, err := c.binary()
+	if err != nil {
+		return nil, err
+	}
 	cmd := exec.CommandContext(ctx, binary, append([]string{"--server", c.layout.ServerSocket()}, argv...)...)
 	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+c.layout.RunDir()) // no login of the person's own
 	out, err := cmd.Output()
@@ -112,7 +120,7 @@ func (c *Client) AskServer(ctx context.Context, binary string, argv ...string) (
 }
 
 // AdoptHosts has the server take over the cluster file that the hosts have.
-func (c *Client) AdoptHosts(ctx context.Context, binary, host string) error {
+func (c *Client) AdoptHosts(ctx context.Context, host string) error {
 	file, err := c.Exec(ctx, host, "hanok", "cluster", "show")
 	if err != nil {
 		return err
@@ -121,6 +129,19 @@ func (c *Client) AdoptHosts(ctx context.Context, binary, host string) error {
 	if err := os.WriteFile(path, file, 0o600); err != nil {
 		return err
 	}
-	_, err = c.AskServer(ctx, binary, "apply", "-f", path)
+	_, err = c.AskServer(ctx, "apply", "-f", path)
 	return err
+}
+
+// binary is the program that the lab's hosts run.
+func (c *Client) binary() (string, error) {
+	data, err := os.ReadFile(supervisor.SettingsFile(c.layout))
+	if err != nil {
+		return "", err
+	}
+	var s supervisor.Settings
+	if err := json.Unmarshal(data, &s); err != nil {
+		return "", err
+	}
+	return filepath.Join(s.BinDir, "hanok"), nil
 }

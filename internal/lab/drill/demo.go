@@ -30,8 +30,10 @@ const (
 )
 
 // Demo runs the main job before a person's eyes: a lab of three hosts and six
-// VMs loses a secondary and then its primary, and brings their VMs back. It
-// fails if a VM does not come back, runs twice, or has a damaged disk.
+// VMs, and a server beside them, loses a secondary and then its primary, and
+// brings their VMs back. It fails if a VM does not come back, runs twice, or has
+// a damaged disk, and if the server does not say what the hosts say. It ends with
+// the commands to look around.
 func Demo(ctx context.Context, o DemoOptions) (err error) {
 	s := story{out: o.Out, began: time.Now()}
 	s.chapter("Three hosts, two datastores, six virtual machines")
@@ -40,15 +42,12 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 		return err
 	}
 	defer func() {
-		if o.Keep {
-			s.chapter("The lab stays up")
-			s.say("look around:  hanok lab status;  hanok lab exec host1 -- hanok status;  hanok lab down")
-			return
+		if !o.Keep {
+			s.chapter("Tidying up")
+			err = errors.Join(err, lab.Down(context.WithoutCancel(ctx), client.Layout().Name(), s.line))
 		}
-		s.chapter("Tidying up")
-		err = errors.Join(err, lab.Down(context.WithoutCancel(ctx), client.Layout().Name(), s.line))
 		if err == nil {
-			s.say("done")
+			s.lookAround(client, o)
 		}
 	}()
 	if err != nil {
@@ -59,6 +58,9 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 		return err
 	}
 	if err := s.show(ctx, d); err != nil {
+		return err
+	}
+	if err := s.server(ctx, d); err != nil {
 		return err
 	}
 	secondary, err := d.BusiestSecondary(ctx)
@@ -88,7 +90,60 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 	if err := s.show(ctx, d); err != nil {
 		return err
 	}
+	if err := s.compare(ctx, d); err != nil {
+		return err
+	}
 	return s.verdict(ctx, d)
+}
+
+// server starts a server and has it take the cluster over as it is.
+func (s *story) server(ctx context.Context, d Drill) error {
+	s.say("a server joins, on a machine of its own; failover does not need it")
+	if err := d.StartServer(ctx); err != nil {
+		return err
+	}
+	on, err := d.Primary(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.AdoptHosts(ctx, on); err != nil {
+		return err
+	}
+	return s.compare(ctx, d)
+}
+
+// compare checks that the server says what the hosts say.
+func (s *story) compare(ctx context.Context, d Drill) error {
+	err := Until(ctx, demoSettle, "the server says what the hosts say", func() error { return d.ServerAgrees(ctx) })
+	if err == nil {
+		s.say("hanok status through the server equals the hosts' own")
+	}
+	return err
+}
+
+// lookAround ends the story with what to type next.
+func (s *story) lookAround(c *lab.Client, o DemoOptions) {
+	name, flag := c.Layout().Name(), ""
+	if name != lab.DefaultName {
+		flag = " --lab " + name
+	}
+	if o.Keep {
+		s.chapter("The lab stays up: look around")
+	} else {
+		s.chapter("Look around: DEMO_KEEP=1 make demo leaves the lab up for these")
+	}
+	for _, l := range [][2]string{
+		{"hanok lab" + flag + " status --disks", "the truth, from outside the hosts"},
+		{"hanok lab" + flag + " exec host1 -- hanok status", "what a host says"},
+		{"hanok --server " + c.Layout().ServerSocket() + " status", "the same through the server"},
+		{"hanok --server " + c.Layout().ServerSocket() + " events --failover last", "how the last failover went"},
+		{"hanok --server " + c.Layout().ServerSocket() + " ha status", "the agent status page"},
+		{"hanok --server " + c.Layout().ServerSocket() + " sim rehearse", "what if a host failed now?"},
+		{"hanok lab" + flag + " power-off host2", "lose a host; power-on brings it back"},
+		{"hanok lab" + flag + " down", "remove it all"},
+	} {
+		fmt.Fprintf(s.out, "  bin/%-66s # %s\n", l[0], l[1])
+	}
 }
 
 // BusiestSecondary is the secondary with the most VMs.
