@@ -1,6 +1,9 @@
 package local
 
 import (
+	"cmp"
+	"slices"
+	"strings"
 	"time"
 
 	"hanok.dev/hanok/internal/admission"
@@ -276,6 +279,8 @@ func (s *Status) SetView(v fdm.ClusterView) {
 			Attempts: v.Attempts, RetryInSeconds: v.RetryIn.Seconds(),
 			Order: v.Order, Ready: v.Ready, WaitsFor: v.WaitsFor, Origin: v.Origin})
 	}
+	// By name, as servers list them.
+	slices.SortFunc(s.VMs, func(a, b VM) int { return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	for _, d := range v.Datastores {
 		s.Datastores = append(s.Datastores, Datastore(d))
 	}
