@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hanok.dev/hanok/internal/lab/cgroup"
 	"hanok.dev/hanok/internal/lab/supervisor"
 	"hanok.dev/hanok/internal/pki"
@@ -99,7 +101,16 @@ func (c *Client) StopServer(ctx context.Context) error {
 	if err := group.Kill(); err != nil {
 		return err
 	}
-	return group.WaitEmpty(ctx)
+	if err := group.WaitEmpty(ctx); err != nil {
+		return err
+	}
+	// Linux ends what is started in a cgroup that was killed once.
+	for {
+		if err := group.Remove(); !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond) // the kernel still counts the last dead
+	}
 }
 
 // AskServer runs hanok through the server, on this machine, and returns its
