@@ -29,7 +29,8 @@ type truth struct {
 	since    time.Duration // down since then
 	possible time.Duration // a host may take it since then; 0: none may
 	silent   time.Duration // down without a stated reason since then; 0: it has one
-	userStop bool          // its user asked for its end
+	userStop bool          // its user asked for the end of the instance that ran last
+	last     uint64        // the instance that ran last
 }
 
 // checker looks at every change for a broken invariant.
@@ -110,7 +111,10 @@ func (c *checker) update(g *guest) {
 	}
 	switch {
 	case n > 0 && was == 0:
-		t.since, t.possible, t.silent, t.userStop = 0, 0, 0, false
+		// One that was frozen or waited for its storage goes on as it was: what its
+		// user asked for before is yet to come.
+		t.userStop = t.userStop && t.last == on.instance
+		t.since, t.possible, t.silent, t.last = 0, 0, 0, on.instance
 		c.s.recovered(g, on)
 	case n == 0 && was > 0:
 		t.since = c.s.now
