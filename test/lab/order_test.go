@@ -99,11 +99,16 @@ func stepOf(list event.Timeline, vm string, kind event.Kind) (float64, error) {
 func TestRulesHoldInARestart(t *testing.T) {
 	c := settled(t)
 	victim := c.secondaryWithVMs()
+	for _, h := range c.hosts() {
+		if h != victim {
+			c.must(c.d.EnsureVMs(c.ctx, h, 1)) // which may take one from the victim
+		}
+	}
+	c.must(c.d.EnsureVMs(c.ctx, victim, 2))
 	licensed, alone := c.vmsOn(victim)[0], c.vmsOn(victim)[1]
 	apart := []string{alone}
 	for _, h := range c.hosts() {
 		if h != victim {
-			c.must(c.d.EnsureVMs(c.ctx, h, 1))
 			apart = append(apart, c.vmsOn(h)[0])
 		}
 	}
