@@ -20,6 +20,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/api/gen/hanok/v1/hanokv1connect"
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/fdm"
@@ -286,7 +287,7 @@ func (r *remote) Admin(ctx context.Context, req fdm.AdminRequest) (fdm.AdminRepl
 	switch {
 	case req.Start != nil:
 		var out *hanokv1.StartVMResponse
-		if out, err = r.server.operation.StartVM(ctx, &hanokv1.StartVMRequest{Cluster: name, Vm: req.Start.Name}); err == nil {
+		if out, err = r.server.operation.StartVM(ctx, &hanokv1.StartVMRequest{Cluster: name, Vm: req.Start.Name, Force: req.Force}); err == nil {
 			task = out.Task
 		}
 	case req.Shutdown != nil, req.Kill != nil:
@@ -309,11 +310,13 @@ func (r *remote) Admin(ctx context.Context, req fdm.AdminRequest) (fdm.AdminRepl
 				return fdm.AdminReply{}, err
 			}
 		}
-		out, err := r.server.config.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Cluster: name, Yaml: string(req.Apply.File), ExpectedVersion: min(r.version, req.Apply.Version-1)})
+		out, err := r.server.config.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Cluster: name, Yaml: string(req.Apply.File), ExpectedVersion: min(r.version, req.Apply.Version-1), Force: req.Force})
 		if err != nil {
 			return fdm.AdminReply{}, err
 		}
 		return fdm.AdminReply{OK: true, Text: fmt.Sprintf("version %d is stored", out.Version)}, nil
+	case req.Consider != nil && req.Consider.Apply != nil:
+		return r.considered(ctx, name, string(req.Consider.Apply.File))
 	default:
 		return fdm.AdminReply{}, Fail(ExitRefused, "run it there, with --server none", "this has to be done on the VM's host")
 	}
@@ -321,6 +324,20 @@ func (r *remote) Admin(ctx context.Context, req fdm.AdminRequest) (fdm.AdminRepl
 		return fdm.AdminReply{}, err
 	}
 	return r.handedOver(ctx, task)
+}
+
+// considered is what the server, or the primary through it, says to a cluster file.
+func (r *remote) considered(ctx context.Context, cluster, yaml string) (fdm.AdminReply, error) {
+	c, err := r.server.config.CheckConfig(ctx, &hanokv1.CheckConfigRequest{Cluster: cluster, Yaml: yaml})
+	if err != nil {
+		return fdm.AdminReply{}, err
+	}
+	a := c.Admission
+	if a == nil || a.Policy == string(admission.Off) {
+		return fdm.AdminReply{OK: true}, nil
+	}
+	d := admission.Decision{Allowed: !a.Refused, Report: admission.Report{Policy: admission.Kind(a.Policy), Answer: a.Verdict, Reason: a.Text, Help: a.Help, Warnings: a.Warnings}}
+	return fdm.AdminReply{OK: !a.Refused, Refused: a.Refused, Text: a.Text, Help: a.Help, Warnings: a.Warnings, Fields: a.Fields, Decision: &d}, nil
 }
 
 // handedOver waits until a task was sent to the hosts, or ended.

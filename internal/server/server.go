@@ -151,7 +151,6 @@ func (s *Server) Start(ctx context.Context) (err error) {
 		return err
 	}
 	s.goes(func() { s.cache.Follow(run) })
-	s.api = api.New(s.store, s.cache)
 	s.book = account.New(account.Config{Store: s.store, Cost: s.cfg.PasswordCost})
 	if s.cfg.Access == nil {
 		s.cfg.Access = s.book
@@ -160,6 +159,7 @@ func (s *Server) Start(ctx context.Context) (err error) {
 	if s.cfg.Dial == nil && s.cfg.AgentPort != 0 {
 		s.cfg.Dial = work.TLS(s.trust.Credentials, s.cfg.AgentPort)
 	}
+	s.api = api.New(s.store, s.cache, work.Ask(s.cache, s.cfg.Dial))
 	if s.cfg.Dial != nil {
 		s.goes(func() {
 			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval,

@@ -17,6 +17,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/server/access"
 	"hanok.dev/hanok/internal/server/state"
 	"hanok.dev/hanok/internal/store"
@@ -37,14 +38,19 @@ const (
 type API struct {
 	store *store.Store
 	cache *state.Cache
+	ask   Asker
 	// rehearsing is taken by the rehearsal that is played.
 	rehearsing chan struct{}
 }
 
 // New makes the services over a store and the cache that follows it.
-func New(s *store.Store, c *state.Cache) *API {
-	return &API{store: s, cache: c, rehearsing: make(chan struct{}, 1)}
+func New(s *store.Store, c *state.Cache, ask Asker) *API {
+	return &API{store: s, cache: c, ask: ask, rehearsing: make(chan struct{}, 1)}
 }
+
+// Asker asks the primary of a cluster something that changes nothing; nil: hosts
+// cannot be asked.
+type Asker func(ctx context.Context, cluster string, what fdm.Consideration) (fdm.AdminReply, error)
 
 // fail makes an error of the API, with what to do if there is something.
 func fail(code connect.Code, remedy, format string, args ...any) error {

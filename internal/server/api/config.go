@@ -98,7 +98,7 @@ func parse(yaml string) (*config.Cluster, error) {
 }
 
 // CheckConfig implements the service.
-func (a Config) CheckConfig(_ context.Context, r *hanokv1.CheckConfigRequest) (*hanokv1.CheckConfigResponse, error) {
+func (a Config) CheckConfig(ctx context.Context, r *hanokv1.CheckConfigRequest) (*hanokv1.CheckConfigResponse, error) {
 	out := &hanokv1.CheckConfigResponse{}
 	c, err := config.Parse([]byte(r.Yaml))
 	if err == nil {
@@ -114,7 +114,7 @@ func (a Config) CheckConfig(_ context.Context, r *hanokv1.CheckConfigRequest) (*
 	out.NextVersion = c.Version
 	if w := a.cache.Wanted(c.Name); w != nil {
 		out.CurrentVersion = w.Cluster.Version
-		out.NextVersion = a.nextVersion(c.Name, w.Cluster)
+		out.NextVersion = a.nextVersion(c.Name, w)
 		out.Changes = changes(config.Diff(w.Cluster, c))
 		if c.ID != w.Cluster.ID {
 			out.Errors = fieldErrors(otherID(w.Cluster.ID))
@@ -127,6 +127,9 @@ func (a Config) CheckConfig(_ context.Context, r *hanokv1.CheckConfigRequest) (*
 	}
 	out.Yaml = string(b)
 	out.Conflicts, out.Admission = effect(c)
+	if live := a.live(ctx, c, out.Yaml); live != nil {
+		out.Admission = live
+	}
 	out.Ineffective = c.HA.Options.Ineffective()
 	return out, nil
 }
@@ -164,8 +167,8 @@ func changes(list []config.Change) []*hanokv1.Change {
 }
 
 // nextVersion is above all that is wanted or seen.
-func (a *API) nextVersion(cluster string, now *config.Cluster) uint64 {
-	v := now.Version
+func (a *API) nextVersion(cluster string, now *state.Wanted) uint64 {
+	v := max(now.Cluster.Version, now.Version.RefusedAbove)
 	if seen := a.cache.Account(cluster); seen != nil {
 		v = max(v, seen.ObservedVersion)
 	}
@@ -185,7 +188,7 @@ type edited struct {
 
 // edit puts a change of the wanted configuration together: from the version
 // that is expected (0: whichever is the newest) to what next makes of it.
-func (a *API) edit(ctx context.Context, cluster string, expected uint64, text string, next func(*config.Cluster) (*config.Cluster, error)) (*store.Txn, *edited, error) {
+func (a *API) edit(ctx context.Context, cluster string, expected uint64, force bool, text string, next func(*config.Cluster) (*config.Cluster, error)) (*store.Txn, *edited, error) {
 	it, err := a.store.Get(ctx, state.ConfigKey(cluster))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil, a.noCluster(cluster)
@@ -214,14 +217,22 @@ func (a *API) edit(ctx context.Context, cluster string, expected uint64, text st
 	if c.Name != w.Cluster.Name {
 		return nil, nil, badConfig(config.Problem{Field: "name", Text: "the server knows a cluster by its name: it cannot be changed here", Remedy: "leave it " + w.Cluster.Name})
 	}
-	c.Version = a.nextVersion(cluster, w.Cluster)
+	c.Version = a.nextVersion(cluster, w)
 	t := new(store.Txn).Unchanged(it.Key, it.Modified)
-	e, err := a.put(ctx, t, c, w.Cluster.Version, diff, text)
+	e, err := a.put(ctx, t, c, made{from: w.Cluster.Version, diff: diff, text: text, force: force})
 	return t, e, err
 }
 
+// made is how a version came about.
+type made struct {
+	from  uint64 // the version before; 0: the first
+	diff  []config.Change
+	text  string
+	force bool
+}
+
 // put adds a new version of the wanted configuration to a change.
-func (a *API) put(ctx context.Context, t *store.Txn, c *config.Cluster, from uint64, diff []config.Change, text string) (*edited, error) {
+func (a *API) put(ctx context.Context, t *store.Txn, c *config.Cluster, how made) (*edited, error) {
 	b, err := c.Marshal()
 	if err != nil {
 		return nil, badConfig(err)
@@ -229,8 +240,13 @@ func (a *API) put(ctx context.Context, t *store.Txn, c *config.Cluster, from uin
 	if c, err = parse(string(b)); err != nil { // as a whole, as hosts will
 		return nil, err
 	}
+	if how.from > 0 && !how.force {
+		if err := a.refused(ctx, c, string(b)); err != nil {
+			return nil, err
+		}
+	}
 	v := &hanokv1.ConfigVersion{Version: c.Version, Yaml: string(b), Digest: c.Digest(), Principal: access.From(ctx).Name,
-		Created: timestamppb.Now(), MadeFrom: from, Changes: changes(diff)}
+		Created: timestamppb.Now(), MadeFrom: how.from, Changes: changes(how.diff), Forced: how.force}
 	value := state.EncodeConfig(v)
 	if len(value) > store.MaxValue {
 		return nil, badConfig(fmt.Errorf("the cluster file takes %d bytes compressed; at most %d can be kept", len(value), store.MaxValue))
@@ -241,8 +257,16 @@ func (a *API) put(ctx context.Context, t *store.Txn, c *config.Cluster, from uin
 	// cannot be.
 	t.Put(state.ConfigKey(c.Name), value).Absent(state.VersionKey(c.Name, c.Version)).Put(state.VersionKey(c.Name, c.Version), value)
 	t.Put(state.TaskKey(task.Id), state.Encode(task)).Delete(state.ForeignKey(c.Name))
-	audit(ctx, t, task.Id, c.Name, "", "", fmt.Sprintf("version %d of the cluster file: %s", c.Version, text))
+	audit(ctx, t, task.Id, c.Name, "", "", fmt.Sprintf("version %d of the cluster file: %s", c.Version, how.text+forced(how.force)))
 	return &edited{version: c.Version, changes: v.Changes, task: task, cluster: c}, nil
+}
+
+// forced is what the audit log adds.
+func forced(force bool) string {
+	if force {
+		return ", by force"
+	}
+	return ""
 }
 
 // stale refuses a change that was made from another version than the newest.
@@ -276,7 +300,7 @@ func (a Config) ApplyConfig(ctx context.Context, r *hanokv1.ApplyConfigRequest) 
 	}
 	out := &hanokv1.ApplyConfigResponse{}
 	return out, a.change(ctx, "ApplyConfig", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.applied(ctx, c, r.ExpectedVersion)
+		t, e, err := a.applied(ctx, c, r.ExpectedVersion, r.Force)
 		if err != nil {
 			return nil, err
 		}
@@ -285,12 +309,12 @@ func (a Config) ApplyConfig(ctx context.Context, r *hanokv1.ApplyConfigRequest) 
 	})
 }
 
-func (a *API) applied(ctx context.Context, c *config.Cluster, expected uint64) (*store.Txn, *edited, error) {
+func (a *API) applied(ctx context.Context, c *config.Cluster, expected uint64, force bool) (*store.Txn, *edited, error) {
 	_, err := a.store.Get(ctx, state.ConfigKey(c.Name))
 	switch {
 	case errors.Is(err, store.ErrNotFound) && expected == 0:
 		t := new(store.Txn).Absent(state.ConfigKey(c.Name))
-		e, err := a.put(ctx, t, c, 0, nil, "the cluster was added")
+		e, err := a.put(ctx, t, c, made{text: "the cluster was added", force: force})
 		return t, e, err
 	case err == nil && expected == 0:
 		w := a.cache.Wanted(c.Name)
@@ -301,7 +325,7 @@ func (a *API) applied(ctx context.Context, c *config.Cluster, expected uint64) (
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return nil, nil, unavailable(err)
 	}
-	return a.edit(ctx, c.Name, expected, "a file was applied", func(now *config.Cluster) (*config.Cluster, error) { return c.Clone(), nil })
+	return a.edit(ctx, c.Name, expected, force, "a file was applied", func(now *config.Cluster) (*config.Cluster, error) { return c.Clone(), nil })
 }
 
 // SetFields implements the service.
@@ -311,7 +335,7 @@ func (a Config) SetFields(ctx context.Context, r *hanokv1.SetFieldsRequest) (*ha
 	}
 	out := &hanokv1.SetFieldsResponse{}
 	return out, a.change(ctx, "SetFields", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "fields were set", func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, r.Force, "fields were set", func(c *config.Cluster) (*config.Cluster, error) {
 			for i, f := range r.Fields {
 				next, err := c.With(f.Field, f.Value)
 				if err != nil {
@@ -341,7 +365,7 @@ func (a Config) AdoptConfig(ctx context.Context, r *hanokv1.AdoptConfigRequest) 
 		if err != nil {
 			return nil, err
 		}
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "what was changed on a host was taken over", func(*config.Cluster) (*config.Cluster, error) { return theirs, nil })
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "what was changed on a host was taken over", func(*config.Cluster) (*config.Cluster, error) { return theirs, nil })
 		if err != nil {
 			return nil, err
 		}

@@ -208,7 +208,7 @@ func (a HA) PutResource(ctx context.Context, r *hanokv1.PutResourceRequest) (*ha
 	}
 	out := &hanokv1.PutResourceResponse{}
 	return out, a.change(ctx, "PutResource", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "resource "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) { return a.withResource(r.Cluster, c, x) })
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "resource "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) { return a.withResource(r.Cluster, c, x) })
 		if err != nil {
 			return nil, err
 		}
@@ -248,7 +248,7 @@ func (a *API) withResource(cluster string, c *config.Cluster, x *hanokv1.Resourc
 func (a HA) RemoveResource(ctx context.Context, r *hanokv1.RemoveResourceRequest) (*hanokv1.RemoveResourceResponse, error) {
 	out := &hanokv1.RemoveResourceResponse{}
 	return out, a.change(ctx, "RemoveResource", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "resource "+r.Resource+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "resource "+r.Resource+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
 			i := slices.IndexFunc(c.VMs, func(v config.VM) bool { return v.Name == r.Resource })
 			if i < 0 {
 				return nil, invalid("resource", "ListResources shows them", "the cluster file has no VM %q", r.Resource)
@@ -315,7 +315,7 @@ func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.Pu
 	}
 	out := &hanokv1.PutRuleResponse{}
 	return out, a.change(ctx, "PutRule", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "rule "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "rule "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) {
 			i := slices.IndexFunc(c.Rules, func(o config.Rule) bool { return o.Name == x.Name })
 			if i < 0 {
 				c.Rules = append(c.Rules, config.Rule{Name: x.Name})
@@ -345,7 +345,7 @@ func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.Pu
 func (a HA) RemoveRule(ctx context.Context, r *hanokv1.RemoveRuleRequest) (*hanokv1.RemoveRuleResponse, error) {
 	out := &hanokv1.RemoveRuleResponse{}
 	return out, a.change(ctx, "RemoveRule", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, "rule "+r.Rule+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "rule "+r.Rule+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
 			i := slices.IndexFunc(c.Rules, func(o config.Rule) bool { return o.Name == r.Rule })
 			if i < 0 {
 				return nil, invalid("rule", "ListRules shows them", "the cluster file has no rule %q", r.Rule)

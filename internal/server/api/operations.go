@@ -24,19 +24,20 @@ const (
 )
 
 // vmTask makes a task about a VM.
-func (a *API) vmTask(ctx context.Context, kind, cluster, ref, text string) (*store.Txn, *hanokv1.Task, error) {
+func (a *API) vmTask(ctx context.Context, kind, cluster, ref, text string, force bool) (*store.Txn, *hanokv1.Task, error) {
 	v, err := a.vm(cluster, ref)
 	if err != nil {
 		return nil, nil, err
 	}
 	task := newTask(ctx, kind, cluster, v.Name)
+	task.Force = force
 	// A cluster that was removed meanwhile gets no task.
 	w := a.cache.Wanted(cluster)
 	if w == nil {
 		return nil, nil, a.noCluster(cluster)
 	}
 	t := new(store.Txn).Unchanged(state.ConfigKey(cluster), w.Modified).Put(state.TaskKey(task.Id), state.Encode(task))
-	audit(ctx, t, task.Id, cluster, v.Name, "", fmt.Sprintf("asked to %s %s", text, v.Name))
+	audit(ctx, t, task.Id, cluster, v.Name, "", fmt.Sprintf("asked to %s %s", text, v.Name+forced(force)))
 	return t, task, nil
 }
 
@@ -44,7 +45,7 @@ func (a *API) vmTask(ctx context.Context, kind, cluster, ref, text string) (*sto
 func (a Operations) StartVM(ctx context.Context, r *hanokv1.StartVMRequest) (*hanokv1.StartVMResponse, error) {
 	out := &hanokv1.StartVMResponse{}
 	return out, a.change(ctx, "StartVM", r.IdempotencyKey, r, out, func() (t *store.Txn, err error) {
-		t, out.Task, err = a.vmTask(ctx, TaskStart, r.Cluster, r.Vm, "start")
+		t, out.Task, err = a.vmTask(ctx, TaskStart, r.Cluster, r.Vm, "start", r.Force)
 		return t, err
 	})
 }
@@ -57,7 +58,7 @@ func (a Operations) StopVM(ctx context.Context, r *hanokv1.StopVMRequest) (*hano
 		kind, text = TaskKill, "kill"
 	}
 	return out, a.change(ctx, "StopVM", r.IdempotencyKey, r, out, func() (t *store.Txn, err error) {
-		t, out.Task, err = a.vmTask(ctx, kind, r.Cluster, r.Vm, text)
+		t, out.Task, err = a.vmTask(ctx, kind, r.Cluster, r.Vm, text, false)
 		return t, err
 	})
 }
@@ -66,7 +67,7 @@ func (a Operations) StopVM(ctx context.Context, r *hanokv1.StopVMRequest) (*hano
 func (a Operations) UnprotectVM(ctx context.Context, r *hanokv1.UnprotectVMRequest) (*hanokv1.UnprotectVMResponse, error) {
 	out := &hanokv1.UnprotectVMResponse{}
 	return out, a.change(ctx, "UnprotectVM", r.IdempotencyKey, r, out, func() (t *store.Txn, err error) {
-		t, out.Task, err = a.vmTask(ctx, TaskUnprotect, r.Cluster, r.Vm, "stop protecting")
+		t, out.Task, err = a.vmTask(ctx, TaskUnprotect, r.Cluster, r.Vm, "stop protecting", false)
 		return t, err
 	})
 }
@@ -79,7 +80,7 @@ func (a Operations) SetMaintenance(ctx context.Context, r *hanokv1.SetMaintenanc
 		text = r.Host + " leaves maintenance mode"
 	}
 	return out, a.change(ctx, "SetMaintenance", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, 0, text, func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, 0, r.Force, text, func(c *config.Cluster) (*config.Cluster, error) {
 			h := c.HostByName(model.HostID(r.Host))
 			if h == nil {
 				return nil, invalid("host", "hanok host list shows them", "cluster %s has no host %q", r.Cluster, r.Host)

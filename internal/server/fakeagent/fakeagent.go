@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"hanok.dev/hanok/internal/admission"
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/event"
@@ -31,6 +32,8 @@ type Cluster struct {
 	events  map[model.HostID][]event.Event
 	moved   chan struct{}
 	count   int
+	refuse func(file *config.Cluster, asked bool) string // why a file is refused
+	forced []string
 	// Orders are the power orders carried out, as "start web".
 	orders []string
 	trust  map[model.HostID]*pki.Keeper
@@ -96,6 +99,34 @@ func (f *Cluster) Orders() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]string(nil), f.orders...)
+}
+
+// SetRefuse lets the primary refuse cluster files: refuse says why, "" is no
+// refusal; asked is true for a question, false for the file itself.
+func (f *Cluster) SetRefuse(refuse func(file *config.Cluster, asked bool) string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refuse = refuse
+}
+
+// Forced are those who overruled a refusal, in order.
+func (f *Cluster) Forced() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.forced...)
+}
+
+// refusal is the primary's word on a cluster file; nil if it may pass.
+func (f *Cluster) refusal(c *config.Cluster, asked bool) *fdm.AdminReply {
+	if f.refuse == nil {
+		return nil
+	}
+	why := f.refuse(c, asked)
+	if why == "" {
+		return nil
+	}
+	d := admission.Decision{Report: admission.Report{Policy: admission.Exact, Answer: "no", Reason: why}}
+	return &fdm.AdminReply{Refused: true, Text: why, Help: []string{"add a host"}, Fields: []string{"hosts[host2].maintenance"}, Decision: &d}
 }
 
 // SetVM changes a VM.
@@ -199,6 +230,15 @@ func (a *Agent) Admin(_ context.Context, r fdm.AdminRequest) (fdm.AdminReply, er
 		return fdm.AdminReply{OK: true}, nil
 	}
 	switch {
+	case r.Consider != nil && r.Consider.Apply != nil:
+		c, err := config.Parse(r.Consider.Apply.File)
+		if err != nil {
+			return fdm.AdminReply{Text: err.Error()}, nil
+		}
+		if no := f.refusal(c, true); no != nil {
+			return *no, nil
+		}
+		return fdm.AdminReply{OK: true}, nil
 	case r.Apply != nil:
 		c, err := config.Parse(r.Apply.File)
 		if err != nil {
@@ -206,6 +246,12 @@ func (a *Agent) Admin(_ context.Context, r fdm.AdminRequest) (fdm.AdminReply, er
 		}
 		if c.Version <= f.config.Version {
 			return fdm.AdminReply{Text: fmt.Sprintf("version %d is not above %d", c.Version, f.config.Version)}, nil
+		}
+		if no := f.refusal(c, false); no != nil {
+			if !r.Force {
+				return *no, nil
+			}
+			f.forced = append(f.forced, r.By)
 		}
 		f.config, f.file = c, r.Apply.File
 		return fdm.AdminReply{OK: true}, nil

@@ -310,7 +310,14 @@ func (f *follower) reconcile(ctx context.Context, s *local.Status) error {
 		return nil
 	}
 	f.handed, f.handedAt = want.Version, time.Now()
-	r, err := f.order(ctx, fdm.AdminRequest{Apply: &fdm.ConfigOffer{Version: want.Version, File: []byte(f.wanted.Version.Yaml)}})
+	req := fdm.AdminRequest{Apply: &fdm.ConfigOffer{Version: want.Version, File: []byte(f.wanted.Version.Yaml)}}
+	if f.wanted.Version.Forced {
+		req.Force, req.By = true, f.wanted.Version.Principal
+	}
+	r, err := f.order(ctx, req)
+	if err == nil && r.Refused {
+		return f.takeBack(ctx, withHelp(r))
+	}
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	switch {

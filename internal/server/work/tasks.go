@@ -148,6 +148,8 @@ func (r *running) apply(ctx context.Context, t *hanokv1.Task) error {
 			return true, r.end(ctx, cancelled, "the cluster was removed from the server")
 		case w.Cluster.Version > t.ConfigVersion:
 			return true, r.end(ctx, cancelled, "replaced by version %d", w.Cluster.Version)
+		case w.Cluster.Version < t.ConfigVersion && w.Version.RefusedAbove >= t.ConfigVersion:
+			return true, r.end(ctx, failed, "refused: %s", r.w.refusedWhy(ctx, t.Cluster, t.ConfigVersion))
 		}
 		acc := r.w.Cache.Account(t.Cluster)
 		var waiting, away []string
@@ -193,6 +195,9 @@ func (r *running) vm(ctx context.Context, t *hanokv1.Task) error {
 	switch t.Kind {
 	case api.TaskStart:
 		req.Start, want = ref, model.VMStarted
+		if t.Force {
+			req.Force, req.By = true, t.Principal
+		}
 	case api.TaskShutdown:
 		req.Shutdown = ref
 	case api.TaskKill:
@@ -257,7 +262,7 @@ func (r *running) send(ctx context.Context, t *hanokv1.Task, req fdm.AdminReques
 			return false, ctx.Err()
 		}
 		if err == nil && !reply.OK {
-			return true, r.end(ctx, failed, "refused: %s", reply.Text)
+			return true, r.end(ctx, failed, "refused: %s", withHelp(reply))
 		}
 		if err == nil {
 			return false, nil
@@ -273,6 +278,14 @@ func (r *running) send(ctx context.Context, t *hanokv1.Task, req fdm.AdminReques
 		}
 		pause(ctx, time.Second)
 	}
+}
+
+// withHelp is a refusal with what would help.
+func withHelp(r fdm.AdminReply) string {
+	if len(r.Help) == 0 {
+		return r.Text
+	}
+	return r.Text + "; what would help: " + strings.Join(r.Help, "; or ")
 }
 
 // newer is a newer task about the same VM, or "".

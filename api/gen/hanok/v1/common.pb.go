@@ -143,7 +143,8 @@ func (x *FieldError) GetRemedy() string {
 	return ""
 }
 
-// FieldErrors is the detail of an error with code invalid_argument.
+// FieldErrors is the detail of an error with code invalid_argument, and of a
+// refusal by admission control.
 type FieldErrors struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Errors []*FieldError          `protobuf:"bytes,1,rep,name=errors,proto3" json:"errors,omitempty"`
@@ -472,7 +473,9 @@ type Task struct {
 	// applyConfig: the version that is handed out.
 	ConfigVersion uint64 `protobuf:"varint,13,opt,name=config_version,json=configVersion,proto3" json:"config_version,omitempty"`
 	// What was sent to the hosts cannot be taken back any more.
-	Sent          bool `protobuf:"varint,14,opt,name=sent,proto3" json:"sent,omitempty"`
+	Sent bool `protobuf:"varint,14,opt,name=sent,proto3" json:"sent,omitempty"`
+	// Though admission control refuses it.
+	Force         bool `protobuf:"varint,15,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -605,6 +608,13 @@ func (x *Task) GetSent() bool {
 	return false
 }
 
+func (x *Task) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 var File_hanok_v1_common_proto protoreflect.FileDescriptor
 
 const file_hanok_v1_common_proto_rawDesc = "" +
@@ -633,7 +643,7 @@ const file_hanok_v1_common_proto_rawDesc = "" +
 	"\aProblem\x12\x14\n" +
 	"\x05about\x18\x01 \x01(\tR\x05about\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xe5\x03\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xfb\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -649,7 +659,8 @@ const file_hanok_v1_common_proto_rawDesc = "" +
 	"\bfinished\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12)\n" +
 	"\x10cancel_requested\x18\f \x01(\bR\x0fcancelRequested\x12%\n" +
 	"\x0econfig_version\x18\r \x01(\x04R\rconfigVersion\x12\x12\n" +
-	"\x04sent\x18\x0e \x01(\bR\x04sent*\xa1\x01\n" +
+	"\x04sent\x18\x0e \x01(\bR\x04sent\x12\x14\n" +
+	"\x05force\x18\x0f \x01(\bR\x05force*\xa1\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11TASK_STATE_QUEUED\x10\x01\x12\x16\n" +

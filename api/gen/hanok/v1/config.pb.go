@@ -34,7 +34,13 @@ type ConfigVersion struct {
 	// The version that it was made from; 0: the first.
 	MadeFrom uint64 `protobuf:"varint,6,opt,name=made_from,json=madeFrom,proto3" json:"made_from,omitempty"`
 	// What changed.
-	Changes       []*Change `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*Change `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
+	// Who made it overrules admission control.
+	Forced bool `protobuf:"varint,8,opt,name=forced,proto3" json:"forced,omitempty"`
+	// Admission control refused it, for this reason: it is not wanted any more.
+	Refused string `protobuf:"bytes,9,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Versions above this one, up to here, were refused: their numbers are used up.
+	RefusedAbove  uint64 `protobuf:"varint,10,opt,name=refused_above,json=refusedAbove,proto3" json:"refused_above,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,6 +122,27 @@ func (x *ConfigVersion) GetChanges() []*Change {
 		return x.Changes
 	}
 	return nil
+}
+
+func (x *ConfigVersion) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *ConfigVersion) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *ConfigVersion) GetRefusedAbove() uint64 {
+	if x != nil {
+		return x.RefusedAbove
+	}
+	return 0
 }
 
 type GetConfigRequest struct {
@@ -600,7 +627,12 @@ type AdmissionEffect struct {
 	// Hosts whose loss cannot be survived, or was not decided.
 	Lost []string `protobuf:"bytes,7,rep,name=lost,proto3" json:"lost,omitempty"`
 	// Combinations of lost hosts for which a way was found (policy exact).
-	Checked       int32 `protobuf:"varint,8,opt,name=checked,proto3" json:"checked,omitempty"`
+	Checked int32 `protobuf:"varint,8,opt,name=checked,proto3" json:"checked,omitempty"`
+	// The primary said it, over what runs; else it is by the cluster file alone.
+	Live bool `protobuf:"varint,9,opt,name=live,proto3" json:"live,omitempty"`
+	// The primary would refuse the file, and the fields that this is about.
+	Refused       bool     `protobuf:"varint,10,opt,name=refused,proto3" json:"refused,omitempty"`
+	Fields        []string `protobuf:"bytes,11,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -691,6 +723,27 @@ func (x *AdmissionEffect) GetChecked() int32 {
 	return 0
 }
 
+func (x *AdmissionEffect) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *AdmissionEffect) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *AdmissionEffect) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
 type ApplyConfigRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The cluster; empty: the name in the file.
@@ -702,8 +755,10 @@ type ApplyConfigRequest struct {
 	// Chosen by the caller, up to 64 characters: the same key carries a request
 	// out once, however often it is sent within a day.
 	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyConfigRequest) Reset() {
@@ -762,6 +817,13 @@ func (x *ApplyConfigRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *ApplyConfigRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type ApplyConfigResponse struct {
@@ -884,8 +946,10 @@ type SetFieldsRequest struct {
 	Fields          []*FieldValue          `protobuf:"bytes,2,rep,name=fields,proto3" json:"fields,omitempty"`
 	ExpectedVersion uint64                 `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
 	IdempotencyKey  string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetFieldsRequest) Reset() {
@@ -944,6 +1008,13 @@ func (x *SetFieldsRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *SetFieldsRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type SetFieldsResponse struct {
@@ -1227,7 +1298,7 @@ var File_hanok_v1_config_proto protoreflect.FileDescriptor
 
 const file_hanok_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x15hanok/v1/config.proto\x12\bhanok.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hanok/v1/common.proto\x1a\x16hanok/v1/options.proto\"\xf2\x01\n" +
+	"\x15hanok/v1/config.proto\x12\bhanok.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hanok/v1/common.proto\x1a\x16hanok/v1/options.proto\"\xc9\x02\n" +
 	"\rConfigVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x16\n" +
@@ -1235,7 +1306,11 @@ const file_hanok_v1_config_proto_rawDesc = "" +
 	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x124\n" +
 	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1b\n" +
 	"\tmade_from\x18\x06 \x01(\x04R\bmadeFrom\x12*\n" +
-	"\achanges\x18\a \x03(\v2\x10.hanok.v1.ChangeR\achanges\"F\n" +
+	"\achanges\x18\a \x03(\v2\x10.hanok.v1.ChangeR\achanges\x12\x16\n" +
+	"\x06forced\x18\b \x01(\bR\x06forced\x12\x18\n" +
+	"\arefused\x18\t \x01(\tR\arefused\x12#\n" +
+	"\rrefused_above\x18\n" +
+	" \x01(\x04R\frefusedAbove\"F\n" +
 	"\x10GetConfigRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\"\x82\x01\n" +
@@ -1268,7 +1343,7 @@ const file_hanok_v1_config_proto_rawDesc = "" +
 	"\x03vms\x18\x02 \x03(\tR\x03vms\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x1a\n" +
 	"\bdisabled\x18\x04 \x01(\tR\bdisabled\x12\x12\n" +
-	"\x04lost\x18\x05 \x03(\tR\x04lost\"\xc5\x01\n" +
+	"\x04lost\x18\x05 \x03(\tR\x04lost\"\x8b\x02\n" +
 	"\x0fAdmissionEffect\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x12\n" +
@@ -1277,12 +1352,17 @@ const file_hanok_v1_config_proto_rawDesc = "" +
 	"\x04help\x18\x05 \x03(\tR\x04help\x12\x1a\n" +
 	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12\x12\n" +
 	"\x04lost\x18\a \x03(\tR\x04lost\x12\x18\n" +
-	"\achecked\x18\b \x01(\x05R\achecked\"\x96\x01\n" +
+	"\achecked\x18\b \x01(\x05R\achecked\x12\x12\n" +
+	"\x04live\x18\t \x01(\bR\x04live\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x01(\bR\arefused\x12\x16\n" +
+	"\x06fields\x18\v \x03(\tR\x06fields\"\xac\x01\n" +
 	"\x12ApplyConfigRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12)\n" +
 	"\x10expected_version\x18\x03 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"\x7f\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"\x7f\n" +
 	"\x13ApplyConfigResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\achanges\x18\x02 \x03(\v2\x10.hanok.v1.ChangeR\achanges\x12\"\n" +
@@ -1290,12 +1370,13 @@ const file_hanok_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"FieldValue\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xae\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xc4\x01\n" +
 	"\x10SetFieldsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12,\n" +
 	"\x06fields\x18\x02 \x03(\v2\x14.hanok.v1.FieldValueR\x06fields\x12)\n" +
 	"\x10expected_version\x18\x03 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"}\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"}\n" +
 	"\x11SetFieldsResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\achanges\x18\x02 \x03(\v2\x10.hanok.v1.ChangeR\achanges\x12\"\n" +

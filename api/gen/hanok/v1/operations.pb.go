@@ -27,8 +27,10 @@ type StartVMRequest struct {
 	Cluster        string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Vm             string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
 	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartVMRequest) Reset() {
@@ -80,6 +82,13 @@ func (x *StartVMRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *StartVMRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type StartVMResponse struct {
@@ -349,8 +358,10 @@ type SetMaintenanceRequest struct {
 	Host           string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
 	On             bool                   `protobuf:"varint,3,opt,name=on,proto3" json:"on,omitempty"`
 	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetMaintenanceRequest) Reset() {
@@ -409,6 +420,13 @@ func (x *SetMaintenanceRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *SetMaintenanceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type SetMaintenanceResponse struct {
@@ -2311,7 +2329,10 @@ type Resource struct {
 	// The state shown, such as started.
 	State string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
 	// started, stopped, disabled or ignored.
-	Requested   string `protobuf:"bytes,7,opt,name=requested,proto3" json:"requested,omitempty"`
+	Requested string `protobuf:"bytes,7,opt,name=requested,proto3" json:"requested,omitempty"`
+	// Further starts on the same host after a failed one, then on other hosts, so
+	// many times. -1 of both: no limit of its own, das.maxvmrestartcount counts all
+	// attempts together.
 	MaxRestart  int32  `protobuf:"varint,8,opt,name=max_restart,json=maxRestart,proto3" json:"max_restart,omitempty"`
 	MaxRelocate int32  `protobuf:"varint,9,opt,name=max_relocate,json=maxRelocate,proto3" json:"max_relocate,omitempty"`
 	Failback    bool   `protobuf:"varint,10,opt,name=failback,proto3" json:"failback,omitempty"`
@@ -3763,11 +3784,12 @@ var File_hanok_v1_operations_proto protoreflect.FileDescriptor
 
 const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\n" +
-	"\x19hanok/v1/operations.proto\x12\bhanok.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hanok/v1/common.proto\x1a\x15hanok/v1/config.proto\x1a\x16hanok/v1/options.proto\"c\n" +
+	"\x19hanok/v1/operations.proto\x12\bhanok.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15hanok/v1/common.proto\x1a\x15hanok/v1/config.proto\x1a\x16hanok/v1/options.proto\"y\n" +
 	"\x0eStartVMRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"5\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"5\n" +
 	"\x0fStartVMResponse\x12\"\n" +
 	"\x04task\x18\x01 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"v\n" +
 	"\rStopVMRequest\x12\x18\n" +
@@ -3782,12 +3804,13 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12'\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"9\n" +
 	"\x13UnprotectVMResponse\x12\"\n" +
-	"\x04task\x18\x01 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"~\n" +
+	"\x04task\x18\x01 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x94\x01\n" +
 	"\x15SetMaintenanceRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x0e\n" +
 	"\x02on\x18\x03 \x01(\bR\x02on\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"V\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"V\n" +
 	"\x16SetMaintenanceResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\"\n" +
 	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x80\x01\n" +

@@ -63,6 +63,11 @@ type ConfigServiceClient interface {
 	// Brings a cluster file into force: stored here, handed to the primary, which
 	// hands it to the hosts. The task ends when all hosts that are connected have
 	// acknowledged it. A cluster that is not known yet is added.
+	//
+	// The primary is asked first whether admission control lets it pass: if not, the
+	// answer is failed_precondition with the fields that it is about as detail
+	// FieldErrors, and nothing is stored. A version that the primary refuses later is
+	// wanted no longer: the one before is again, and the task fails with the reason.
 	ApplyConfig(context.Context, *v1.ApplyConfigRequest) (*v1.ApplyConfigResponse, error)
 	// Sets single fields, such as ha.isolationResponse or vms[web].memory.
 	SetFields(context.Context, *v1.SetFieldsRequest) (*v1.SetFieldsResponse, error)
@@ -214,6 +219,11 @@ type ConfigServiceHandler interface {
 	// Brings a cluster file into force: stored here, handed to the primary, which
 	// hands it to the hosts. The task ends when all hosts that are connected have
 	// acknowledged it. A cluster that is not known yet is added.
+	//
+	// The primary is asked first whether admission control lets it pass: if not, the
+	// answer is failed_precondition with the fields that it is about as detail
+	// FieldErrors, and nothing is stored. A version that the primary refuses later is
+	// wanted no longer: the one before is again, and the task fails with the reason.
 	ApplyConfig(context.Context, *v1.ApplyConfigRequest) (*v1.ApplyConfigResponse, error)
 	// Sets single fields, such as ha.isolationResponse or vms[web].memory.
 	SetFields(context.Context, *v1.SetFieldsRequest) (*v1.SetFieldsResponse, error)
