@@ -14,6 +14,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/i18n"
 )
 
@@ -108,6 +109,8 @@ func hostsOfServer(a *app) []*cobra.Command {
 			return []string{h.Cluster, h.Name, dash(h.Role), h.State, yesNo(h.Armed), fmt.Sprint(h.Vms), fmt.Sprintf("%d of %d MiB", h.MemoryUsedMib, h.MemoryMib), fmt.Sprint(h.ConfigVersion), dash(h.Reason)}
 		})
 	m := &cobra.Command{Use: "maintenance HOST on|off", Short: "Put a host into maintenance mode, or out of it (through a server)", Args: cobra.ExactArgs(2)}
+	var force bool
+	forceFlag(m, &force)
 	m.RunE = func(c *cobra.Command, args []string) error {
 		if args[1] != "on" && args[1] != "off" {
 			return usage("usage: "+c.UseLine(), "%q is neither on nor off", args[1])
@@ -120,7 +123,7 @@ func hostsOfServer(a *app) []*cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := s.operation.SetMaintenance(c.Context(), &hanokv1.SetMaintenanceRequest{Cluster: cluster, Host: args[0], On: args[1] == "on"})
+		r, err := s.operation.SetMaintenance(c.Context(), &hanokv1.SetMaintenanceRequest{Cluster: cluster, Host: args[0], On: args[1] == "on", Force: force})
 		if err != nil {
 			return err
 		}
@@ -212,11 +215,12 @@ func newTask(a *app) *cobra.Command {
 // not know the cluster yet.
 func newApplyTop(a *app) *cobra.Command {
 	var file string
-	var dryRun bool
+	var dryRun, force bool
 	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Make a cluster file the wanted configuration (through a server)", Args: cobra.NoArgs,
 		Long: "Make a cluster file the wanted configuration of its cluster, which is added if\nthe server does not know it. The file's version must be the newest that the\nserver has (hanok get -o yaml): otherwise somebody else changed it meanwhile."}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the cluster file, - for standard input")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only check it and show its effect")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only check it and show its effect; exit status 4 if it would be refused")
+	forceFlag(cmd, &force)
 	_ = cmd.MarkFlagRequired("file")
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
 		s, check, next, err := a.check(c, file)
@@ -227,6 +231,9 @@ func newApplyTop(a *app) *cobra.Command {
 		printCheck(w, check)
 		if dryRun {
 			i18n.Fprintf(w, "would become version %d\n", check.NextVersion)
+			if x := check.Admission; x.GetRefused() && !force {
+				return refusal(fdm.AdminReply{Refused: true, Text: x.Text, Help: x.Help})
+			}
 			return nil
 		}
 		expected := next.Version
@@ -237,7 +244,7 @@ func newApplyTop(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := s.config.ApplyConfig(c.Context(), &hanokv1.ApplyConfigRequest{Cluster: next.Name, Yaml: string(b), ExpectedVersion: expected})
+		r, err := s.config.ApplyConfig(c.Context(), &hanokv1.ApplyConfigRequest{Cluster: next.Name, Yaml: string(b), ExpectedVersion: expected, Force: force})
 		if err != nil {
 			return err
 		}
@@ -278,8 +285,14 @@ func printCheck(w io.Writer, r *hanokv1.CheckConfigResponse) {
 	for _, x := range r.Conflicts {
 		i18n.Fprintf(w, "rules %s contradict each other: %s\n", strings.Join(x.Rules, ", "), x.Text)
 	}
-	if r.Admission != nil && !r.Admission.Ok {
-		i18n.Fprintf(w, "admission control (%s): %s\n", r.Admission.Policy, r.Admission.Text)
+	if x := r.Admission; x != nil && (!x.Ok || x.Live) {
+		i18n.Fprintf(w, "admission control (%s): %s: %s\n", x.Policy, x.Verdict, x.Text)
+		for _, h := range x.Help {
+			i18n.Fprintf(w, "what would help: %s\n", h)
+		}
+		for _, m := range x.Warnings {
+			i18n.Fprintf(w, "warning: %s\n", m)
+		}
 	}
 	for _, o := range r.Ineffective {
 		i18n.Fprintf(w, "note: this version of Hanok does not act on %s\n", o)

@@ -32,8 +32,8 @@ type Cluster struct {
 	events  map[model.HostID][]event.Event
 	moved   chan struct{}
 	count   int
-	refuse func(file *config.Cluster, asked bool) string // why a file is refused
-	forced []string
+	refuse  func(file *config.Cluster, asked bool) string // why a file is refused
+	forced  []string
 	// Orders are the power orders carried out, as "start web".
 	orders []string
 	trust  map[model.HostID]*pki.Keeper
