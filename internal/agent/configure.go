@@ -151,6 +151,14 @@ func (a *Agent) tell(ctx context.Context, e event.Event) {
 // ClusterOf is the cluster file as the core needs it. A host without memory in
 // the file has what its kernel says, which only that host itself knows.
 func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
+	out := CoreOf(c, self)
+	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
+	return out
+}
+
+// CoreOf is ClusterOf without the file itself, which takes longer to write than
+// all the rest.
+func CoreOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 	out := fdm.Cluster{
 		Version: c.Version, Enabled: c.HA.Enabled, HostMonitoring: c.HA.HostMonitoring, Timing: c.Timing(),
 		HeartbeatNetworks: c.HeartbeatNetworks(), VMs: map[string]fdm.VMSettings{},
@@ -158,7 +166,6 @@ func ClusterOf(c *config.Cluster, self model.HostID) fdm.Cluster {
 		PerHost:     c.HA.Options.Int("das.perHostConcurrentFailoversLimit"),
 		Admission:   snapshot.Policy(c), MassFailure: c.HA.MassFailurePercent,
 	}
-	out.File, _ = c.Marshal() // a Cluster from Parse can be written: that is how it came here
 	out.HostShutdown = fdm.HostShutdown(c.HA.HostShutdown)
 	out.Isolation = fdm.Isolation{Response: fdm.IsolationResponse(c.HA.IsolationResponse), Delay: c.IsolationDelay(),
 		ShutdownLimit: c.HA.Options.Duration("das.isolationShutdownTimeout")}

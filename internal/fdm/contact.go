@@ -36,9 +36,7 @@ func (m *Machine) beatGuard() {
 		b.Contact, b.ContactAge = true, m.now-at
 	}
 	m.beatsOut++
-	m.ask(lease.Request{Beat: b}, func(lease.Reply) {
-		m.beatsOut = max(0, m.beatsOut-1)
-	})
+	m.do(AskGuard{Op: m.op(m.beatTaken), Request: lease.Request{Beat: b}})
 }
 
 // noteEcho takes what a heartbeat says of heartbeats that this host sent.

@@ -163,7 +163,8 @@ func (m *Machine) lead() {
 			h.base = 0
 		}
 		h.suspect, h.failed, h.failover, h.report, h.quietAt = false, false, "", nil, 0
-		h.active, h.used = map[model.VMID]LocalVM{}, 0
+		h.used = 0
+		clear(h.active)
 		m.watchSilence(h)
 	}
 	if m.self != nil {

@@ -106,9 +106,10 @@ type Machine struct {
 	domains   map[model.VMID]*domain
 	guarded   map[model.VMID]lease.VMStatus
 	beatsOut  int
-	asked     time.Duration // as a primary: all were asked then for an answer that is still awaited
-	asking    bool          // heartbeats being sent ask for it
-	vouched   time.Duration // of this host's clock: the owner of the lists heard it then
+	beatTaken func(GuardReplied) // the same for every heartbeat
+	asked     time.Duration      // as a primary: all were asked then for an answer that is still awaited
+	asking    bool               // heartbeats being sent ask for it
+	vouched   time.Duration      // of this host's clock: the owner of the lists heard it then
 	execs     map[string]*exec
 	busyVM    map[model.VMID]*exec
 	releasing map[model.VMID]bool
@@ -137,7 +138,7 @@ type Machine struct {
 
 // New returns a machine that has yet to be told its configuration.
 func New(cfg Config) *Machine {
-	return &Machine{
+	m := &Machine{
 		cfg:       cfg.withDefaults(),
 		ops:       map[OpID]any{},
 		members:   map[model.HostID]*member{},
@@ -166,6 +167,8 @@ func New(cfg Config) *Machine {
 		orders:     map[string]*order{},
 		failovers:  map[string]*failover{},
 	}
+	m.beatTaken = func(GuardReplied) { m.beatsOut = max(0, m.beatsOut-1) }
+	return m
 }
 
 // Step takes one event at the time now since boot and returns what to do, in

@@ -30,6 +30,7 @@ type member struct {
 	report       *Report
 	reportAt     time.Duration
 	active       map[model.VMID]LocalVM // of the report
+	formerly     map[model.VMID]LocalVM // active of the report before; used again
 	used         model.MiB              // memory of its active VMs
 
 	state  model.HostState
@@ -129,7 +130,7 @@ func (m *Machine) setMembers() {
 		h := m.members[c.Name]
 		if h == nil {
 			h = &member{name: c.Name, self: c.Name == m.cfg.Self, state: model.HostUninitialized, base: m.now,
-				active: map[model.VMID]LocalVM{}, orders: map[string]*order{}, vms: map[model.VMID]*vm{}}
+				active: map[model.VMID]LocalVM{}, formerly: map[model.VMID]LocalVM{}, orders: map[string]*order{}, vms: map[model.VMID]*vm{}}
 			m.members[c.Name] = h
 		}
 		h.conf = c

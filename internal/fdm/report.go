@@ -35,7 +35,8 @@ func (m *Machine) takeReport(h *member, r *Report) {
 		}
 	}
 	was, usedBefore := h.active, h.used
-	h.active, h.used = make(map[model.VMID]LocalVM, len(r.VMs)), 0
+	h.active, h.formerly, h.used = h.formerly, was, 0
+	clear(h.active)
 	for _, lv := range r.VMs {
 		if lv.Active {
 			h.used += lv.Memory

@@ -15,8 +15,9 @@ type store struct {
 	here bool // this host is meant to reach it
 
 	reading   bool
-	again     bool // read once more when the read under way returns
-	ok        bool // the last read succeeded
+	read      func(SlotsRead) // the same for every read
+	again     bool            // read once more when the read under way returns
+	ok        bool            // the last read succeeded
 	problem   string
 	readAt    time.Duration // Started of the last good read
 	slots     map[model.HostID]*slotSeen
@@ -100,7 +101,10 @@ func (m *Machine) readSlots(st *store) {
 		return
 	}
 	st.reading, st.again = true, false
-	m.do(ReadSlots{Datastore: st.name, Op: m.op(func(r SlotsRead) { m.onSlots(st, r) })})
+	if st.read == nil {
+		st.read = func(r SlotsRead) { m.onSlots(st, r) }
+	}
+	m.do(ReadSlots{Datastore: st.name, Op: m.op(st.read)})
 }
 
 func (m *Machine) onSlots(st *store, r SlotsRead) {

@@ -130,21 +130,21 @@ func (m *Machine) judge(h *member) {
 	if !h.suspect || h.self {
 		return
 	}
-	silent := fmt.Sprintf("silent for %s", seconds(m.now-h.lastHeard()))
+	silent := func() string { return "silent for " + seconds(m.now-h.lastHeard()) }
 	if !m.conf.HostMonitoring {
 		if h.failed {
 			return // a verdict made before stands
 		}
-		m.setState(h, model.HostDisconnected, "host monitoring is off: no verdict is made; "+silent)
+		m.setState(h, model.HostDisconnected, "host monitoring is off: no verdict is made; "+silent())
 		return
 	}
 	s := m.look(h)
 	switch {
 	case s.known > 0 && s.stale == s.known && m.now-h.lastHeard() < m.silenceFor(h.name):
-		h.reason = fmt.Sprintf("its heartbeat is stale on every datastore that can be read, but it is %s of the %s that a verdict needs", silent, seconds(m.silenceFor(h.name)))
+		h.reason = fmt.Sprintf("its heartbeat is stale on every datastore that can be read, but it is %s of the %s that a verdict needs", silent(), seconds(m.silenceFor(h.name)))
 		m.judgeWhenQuiet(h)
 	case s.known > 0 && s.stale == s.known && !h.failed && m.braked(true) != "":
-		h.reason = silent + "; its heartbeat is stale, but so many hosts at once raise doubts: " + m.brake.said
+		h.reason = silent() + "; its heartbeat is stale, but so many hosts at once raise doubts: " + m.brake.said
 	case s.known > 0 && s.stale == s.known:
 		m.fail(h)
 	case s.alive && h.aliveAt == 0:
@@ -166,9 +166,9 @@ func (m *Machine) judge(h *member) {
 	case s.known == 0 && h.answered:
 		m.setState(h, model.HostAgentUnreachable, "it answers ping, but its agent does not speak; its heartbeat on the datastores cannot be seen from here")
 	case s.known == 0 && h.pinged:
-		m.setState(h, model.HostDisconnected, "verdict unknown: "+silent+", and no datastore that this host can read holds its heartbeat")
+		m.setState(h, model.HostDisconnected, "verdict unknown: "+silent()+", and no datastore that this host can read holds its heartbeat")
 	default:
-		h.reason = silent + "; its heartbeat on the datastores is not old enough for a verdict"
+		h.reason = silent() + "; its heartbeat on the datastores is not old enough for a verdict"
 	}
 }
 
@@ -251,7 +251,8 @@ func (m *Machine) fail(h *member) {
 	for _, oid := range sortedKeys(h.orders) {
 		m.dropOrder(h.orders[oid], fmt.Sprintf("%s failed", h.name))
 	}
-	h.report, h.active, h.used = nil, map[model.VMID]LocalVM{}, 0
+	h.report, h.used = nil, 0
+	clear(h.active)
 	f := m.failovers[h.failover]
 	if f != nil {
 		f.judging = true

@@ -136,6 +136,8 @@ func (m *Machine) header() ClusterView {
 
 func (m *Machine) ownView(now time.Duration) ClusterView {
 	v := m.header()
+	v.Hosts = make([]HostView, 0, len(m.order))
+	v.VMs = make([]VMView, 0, max(len(m.vms), len(m.conf.VMs)))
 	for _, h := range m.order {
 		v.Hosts = append(v.Hosts, m.hostView(h, now))
 	}
@@ -154,6 +156,7 @@ func (m *Machine) ownView(now time.Duration) ClusterView {
 
 // pendingViews shows the VMs of a list that is known but not owned.
 func (m *Machine) pendingViews(out []VMView, st *store) []VMView {
+	why := fmt.Sprintf("not protected at the moment: the protected list of %s is not at hand: %s", st.name, st.list.problem)
 	for i := range st.lastKnown {
 		p := &st.lastKnown[i]
 		x := VMView{ID: p.ID, Name: p.Name, Home: st.name, Host: p.Host, Epoch: p.LastEpoch, Priority: p.Priority, State: model.VMQueued}
@@ -172,9 +175,9 @@ func (m *Machine) pendingViews(out []VMView, st *store) []VMView {
 		if p.Requested == model.RequestedStopped && x.State == model.VMQueued {
 			x.State = model.VMStopped
 		}
-		x.Reason = fmt.Sprintf("not protected at the moment: the protected list of %s is not at hand: %s", st.name, st.list.problem)
+		x.Reason = why
 		if frozen != "" {
-			x.Reason = frozen + "; " + x.Reason
+			x.Reason = frozen + "; " + why
 		}
 		out = append(out, x)
 	}

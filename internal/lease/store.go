@@ -26,6 +26,7 @@ type store struct {
 	sequence  uint64
 	known     []string // digests the slot may have; the last good one first
 	late      []string // of a predecessor's writes, which may still be on their way
+	expected  []string // known and late, as the write in flight was told
 	op        uint64   // write in flight
 	started   time.Duration
 	writing   model.Slot
@@ -152,9 +153,9 @@ func (m *Machine) writeSlot(s *store) {
 		Flags: m.flags(), Running: m.runningDigest(s), Lease: m.cfg.Timing.Lease.Truncate(time.Millisecond),
 	}
 	s.writingID = m.cfg.Identify(s.cfg.Name, s.writing)
-	var known []string
+	s.expected = s.expected[:0]
 	if s.hasS || s.changed {
-		known = slices.Concat(s.known, s.late)
+		s.expected = append(append(s.expected, s.known...), s.late...)
 	} // else the slot holds what an earlier boot wrote, as long as no write of this one is known to have landed
 	s.known = append(s.known, s.writingID)
 	if len(s.known) > maxKnown {
@@ -168,7 +169,7 @@ func (m *Machine) writeSlot(s *store) {
 		s.limits = s.limits.earliest(s.promised) // it may land although its answer never comes
 	}
 	m.saveDirty = true
-	m.emit(Effect{Kind: EffWriteSlot, Op: s.op, Datastore: s.cfg.Name, Slot: s.writing, Known: known})
+	m.emit(Effect{Kind: EffWriteSlot, Op: s.op, Datastore: s.cfg.Name, Slot: s.writing, Known: s.expected})
 }
 
 func (m *Machine) flags() model.SlotFlags {

@@ -69,7 +69,12 @@ func (g *guard) config() lease.Config {
 	h, s := g.h, g.h.s
 	f := s.files[h.file]
 	cfg := lease.Config{Host: h.name, Boot: h.boot, Incarnation: uint64(g.life), Timing: f.conf.Timing, Nonce: s.nonce,
-		Identify: func(_ model.DatastoreName, x model.Slot) string { return digestOf(&x) }}
+		Identify: func(name model.DatastoreName, x model.Slot) string {
+			if p := h.pathTo(name); p != nil {
+				return p.digest(&x)
+			}
+			return digestOf(&x)
+		}}
 	for _, d := range f.cluster.DatastoresOf(h.name) {
 		cfg.Datastores = append(cfg.Datastores, lease.DatastoreConfig{Name: d.Name, Fence: d.Fence, Unfenced: d.Unfenced == "accept" || s.opts.Off.Unfenced})
 	}
@@ -321,7 +326,7 @@ func (g *guard) writeSlot(e *lease.Effect) {
 		return
 	}
 	if p.state != pathGood {
-		op, slot, known, digest := e.Op, e.Slot, slices.Clone(e.Known), digestOf(&e.Slot)
+		op, slot, known, digest := e.Op, e.Slot, slices.Clone(e.Known), p.digest(&e.Slot)
 		p.call(latencySlot, true, false, g.living(), func() *lease.Fault { return p.d.writeSlot(h, known, &slot, digest) }, func(f *lease.Fault) {
 			g.post(lease.Event{Kind: lease.EvSlotWritten, Op: op, Fault: f})
 		})
@@ -343,7 +348,7 @@ func (g *guard) wrote(life uint32, l *load) {
 			return // lost with its process
 		}
 	case p.hangs():
-		op, slot, known, digest := l.op, l.slot, slices.Clone(l.known), digestOf(&l.slot)
+		op, slot, known, digest := l.op, l.slot, slices.Clone(l.known), p.digest(&l.slot)
 		var f *lease.Fault
 		p.keep(stuckCall{g.living(), func() { f = p.d.writeSlot(h, known, &slot, digest) },
 			func() { g.post(lease.Event{Kind: lease.EvSlotWritten, Op: op, Fault: f}) }})
@@ -351,7 +356,7 @@ func (g *guard) wrote(life uint32, l *load) {
 	}
 	f := p.fails(true, false)
 	if f == nil {
-		f = p.d.writeSlot(h, l.known, &l.slot, digestOf(&l.slot))
+		f = p.d.writeSlot(h, l.known, &l.slot, p.digest(&l.slot))
 	}
 	if g.life == life {
 		g.post(lease.Event{Kind: lease.EvSlotWritten, Op: l.op, Fault: f})

@@ -49,6 +49,8 @@ type path struct {
 	state pathState
 	since time.Duration // of state
 	stuck []stuckCall
+	sent  model.Slot // whose digest was worked out last
+	mark  string     // that digest
 	cache map[model.LockID]cached
 	old   []model.SlotReading // what pathStale shows
 }
@@ -93,6 +95,15 @@ func (p *path) keep(c stuckCall) {
 		c.apply = nil
 	}
 	p.stuck = append(p.stuck, c)
+}
+
+// digest is digestOf a slot that the host writes: asked for when the guard
+// orders the write, and when it reaches the device.
+func (p *path) digest(x *model.Slot) string {
+	if p.mark == "" || *x != p.sent {
+		p.sent, p.mark = *x, digestOf(x)
+	}
+	return p.mark
 }
 
 func (p *path) latency(base time.Duration) time.Duration {

@@ -148,7 +148,8 @@ func New(c *config.Cluster, o Options) (*Sim, error) {
 // adoptFile makes c the newest version of the cluster file.
 func (s *Sim) adoptFile(c *config.Cluster) {
 	s.cluster = c
-	s.conf = agent.ClusterOf(c, "")
+	s.conf = agent.CoreOf(c, "")
+	s.conf.File = fmt.Appendf(nil, "version %d", c.Version) // it is passed on, and never read
 	if s.opts.Off.Config != nil {
 		s.opts.Off.Config(&s.conf)
 	}
