@@ -248,7 +248,7 @@ func (m *Machine) register(p model.ProtectedVM, reply func(AdminReply)) {
 		m.byName[p.Name] = v
 	}
 	m.emit(event.Event{Kind: event.Admin, VM: p.Name, Host: p.Host, Datastore: st.name, Text: fmt.Sprintf("%s is managed by Hanok", p.Name)})
-	m.saveThen(v, func() {
+	m.saveFor(v, true, func() {
 		reply(AdminReply{OK: true, Text: fmt.Sprintf("%s is managed and recorded on %s", p.Name, st.name)})
 	})
 	m.welcomeDue = true
@@ -265,7 +265,7 @@ func (m *Machine) unprotect(v *vm, reply func(AdminReply)) {
 	st, name := v.st, v.p.Name
 	m.removeVM(v, fmt.Sprintf("%s is not managed any more", name))
 	m.emit(event.Event{Kind: event.Unprotected, VM: name, Host: v.p.Host, Datastore: st.name, Text: fmt.Sprintf("%s is not managed any more", name), Cause: "an administrator asked for it"})
-	m.saveThen(v, func() { reply(AdminReply{OK: true, Text: fmt.Sprintf("%s is not managed any more", name)}) })
+	m.saveFor(v, true, func() { reply(AdminReply{OK: true, Text: fmt.Sprintf("%s is not managed any more", name)}) })
 }
 
 // startAsked: an administrator wants a VM running.
@@ -318,7 +318,7 @@ func (m *Machine) stopAsked(v *vm, kind CommandKind, reply func(AdminReply)) {
 	v.p.Requested = model.RequestedStopped
 	m.await(v, kind, reply)
 	o := m.newOrder(v, v.host, kind, v.local.Epoch)
-	m.saveThen(v, func() { m.send(o) })
+	m.saveFor(v, true, func() { m.send(o) })
 	m.showProtection(v)
 }
 
@@ -335,7 +335,7 @@ func (m *Machine) stopDown(v *vm, reply func(AdminReply)) {
 	v.p.Requested, v.p.Down = model.RequestedStopped, nil
 	m.answerStart(v, AdminReply{Text: "its stop was asked for meanwhile"})
 	m.evaluate(v)
-	m.saveThen(v, func() {
+	m.saveFor(v, true, func() {
 		reply(AdminReply{OK: true, Text: fmt.Sprintf("%s did not run and stays down", v.p.Name)})
 	})
 }

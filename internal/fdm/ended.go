@@ -61,6 +61,55 @@ func (m *Machine) inherit() {
 			m.inherited[id] = g.Epoch
 		}
 	}
+	if len(m.inherited) > 0 {
+		m.inheritedAt = m.now
+		m.after(inheritedPause, m.checkInherited)
+	}
+}
+
+// inheritedPause is the pause between looks at VMs that a former life of this agent
+// may have been about to stop.
+const inheritedPause = 5 * time.Second
+
+// checkInherited takes the notes back that a former life of this agent left and
+// whose stop did not come: when a guest could have shut down by its order, and runs
+// on, its end is somebody else's wish.
+func (m *Machine) checkInherited() {
+	if m.loaded && !m.isolated() && m.now >= m.inheritedAt+m.conf.Isolation.ShutdownLimit {
+		for _, id := range sortedKeys(m.inherited) {
+			m.disinherit(id)
+		}
+	}
+	if len(m.inherited) > 0 {
+		m.after(inheritedPause, m.checkInherited)
+	}
+}
+
+// disinherit ends what a former life of this agent may have meant for a VM, unless
+// it is frozen and could not shut down yet, is being stopped by this life, or has
+// ended: then the note tells why (readNote).
+func (m *Machine) disinherit(id model.VMID) {
+	g, held := m.guarded[id]
+	_, stopping := m.haOff[id]
+	switch {
+	case !held || g.Epoch != m.inherited[id]:
+		delete(m.inherited, id)
+		return
+	case stopping || g.Phase != lease.PhaseRunning || m.releasing[id] || m.stores[g.Home] == nil:
+		return
+	}
+	st := m.stores[g.Home]
+	m.do(ReadNote{Datastore: g.Home, VM: id, Op: m.op(func(r NoteRead) {
+		now, held := m.guarded[id]
+		_, stopping := m.haOff[id]
+		if r.Kind != "" || r.Err != "" || !held || now.Epoch != g.Epoch || now.Phase != lease.PhaseRunning || stopping || m.isolated() {
+			return // the next look tells
+		}
+		delete(m.inherited, id)
+		if n := r.Note; n.LockEpoch == g.Epoch && n.Host == m.cfg.Self && !n.Withdrawn {
+			m.withdrawNote(st, g)
+		}
+	})})
 }
 
 // readNote finds out whether a former life of this agent had ordered the

@@ -113,6 +113,47 @@ func TestAgentRestartsDuringIsolationResponse(t *testing.T) {
 	})
 }
 
+// An agent dies when it has written the note, and no guest ends by it.
+// Its next life takes the note back when the guest could have shut down by then; what
+// the guest's user does later counts, whatever life of the agent is about.
+func TestNoteOutlivesItsAgent(t *testing.T) {
+	const web = model.VMID("vm-web")
+	w := settled(func(c *Cluster) {
+		c.Isolation = Isolation{Response: IsolationShutdown, Delay: 5 * time.Second, ShutdownLimit: 20 * time.Second}
+	}, func(w *world) { w.addVM("web", "ds1", "host1", 512) }, "ds1")
+	n := w.nodes["host1"]
+	n.cut = true
+	for end := w.now + 15*time.Second; w.notes[web].LockEpoch == 0; w.run(time.Millisecond) {
+		if w.now >= end {
+			t.Fatalf("no note was written:\n%s", strings.Join(w.log, "\n"))
+		}
+	}
+	n.killAgent()
+	n.cut = false
+	w.stubborn[web] = true // who is asked does not end, and the note says no more than that
+	if w.notes[web].Withdrawn {
+		t.Fatalf("the agent died too late: %+v\n%s", w.notes[web], strings.Join(w.log, "\n"))
+	}
+	w.run(200 * time.Millisecond)
+	n.startAgent()
+	w.run(15 * time.Second)
+	if w.notes[web].Withdrawn {
+		t.Error("the note was taken back while a shutdown might be under way")
+	}
+	w.run(15 * time.Second)
+	if !w.notes[web].Withdrawn {
+		t.Errorf("the note stands: %+v", w.notes[web])
+	}
+	w.wantOn(t, web, "host1")
+	n.killAgent()
+	w.run(200 * time.Millisecond)
+	n.startAgent()
+	w.run(5 * time.Second)
+	n.endDomain(web, StopGuestShutdown) // by its user
+	w.run(30 * time.Second)
+	w.wantOn(t, web)
+}
+
 // A guest that shuts down while its host has lost storage of it.
 func TestMaskCleanShutdown(t *testing.T) {
 	const web = model.VMID("vm-web")

@@ -167,7 +167,7 @@ func (m *Machine) startOn(v *vm, h *member) {
 	}
 	v.triedAt, v.unplaced = m.now, false
 	delete(m.waiting, v.p.ID)
-	m.saveThen(v, func() { m.send(o) })
+	m.saveFor(v, len(v.askers) > 0, func() { m.send(o) })
 }
 
 func (m *Machine) newOrder(v *vm, h *member, kind CommandKind, epoch model.Epoch) *order {

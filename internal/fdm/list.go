@@ -35,6 +35,8 @@ type list struct {
 
 	version   uint64 // of the last write begun
 	written   uint64 // of the last write that succeeded
+	kept      uint64 // of the last after which the guard still held the list
+	asking    bool   // the guard is asked whether it does
 	writing   bool
 	dirty     bool
 	critical  bool
@@ -46,9 +48,11 @@ type list struct {
 	sorted []*vm
 }
 
-// waiter runs once the list is durable at a version.
+// waiter runs once the list is durable at a version, and for people only when it
+// was this host's then.
 type waiter struct {
 	version uint64
+	people  bool
 	f       func()
 }
 

@@ -2,7 +2,9 @@ package fdm
 
 import (
 	"fmt"
+	"slices"
 
+	"hanok.dev/hanok/internal/lease"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -17,11 +19,15 @@ func (m *Machine) save(v *vm) {
 
 // saveThen writes a VM's entry at once and runs f when it is durable, unless
 // the list was lost in between.
-func (m *Machine) saveThen(v *vm, f func()) {
+func (m *Machine) saveThen(v *vm, f func()) { m.saveFor(v, false, f) }
+
+// saveFor is saveThen; with people set, f confirms a change to somebody, or leads to
+// it, so that it waits for the guard's word that the list was this host's.
+func (m *Machine) saveFor(v *vm, people bool, f func()) {
 	m.save(v)
 	l := &v.st.list
 	l.critical = true
-	l.waiters = append(l.waiters, waiter{l.version + 1, f})
+	l.waiters = append(l.waiters, waiter{l.version + 1, people, f})
 }
 
 // flushLists writes what is due, one write outstanding for each datastore.
@@ -71,13 +77,54 @@ func (m *Machine) writeList(st *store) {
 	})})
 }
 
+// askKept asks the guard, after a write of the list has returned, whether it holds
+// the list still, if people wait for that write. A host that stood still may have
+// written when a successor had copied the list already: such a change is nowhere.
+// While the guard says yes nobody has claimed the list, so whoever does reads the write.
+func (m *Machine) askKept(st *store) {
+	l := &st.list
+	if l.asking || !slices.ContainsFunc(l.waiters, func(w waiter) bool { return w.people && w.version <= l.written }) {
+		return
+	}
+	l.asking = true
+	gen, version := l.gen, l.written
+	m.ask(lease.Request{Status: &lease.StatusRequest{}}, func(r lease.Reply) {
+		l := &st.list
+		switch {
+		case l.gen != gen:
+		case r.Code != lease.CodeOK || r.Status == nil:
+			m.after(listRetry, func() {
+				if st.list.gen == gen {
+					st.list.asking = false
+					m.askKept(st)
+				}
+			})
+		case !holdsList(r.Status, st.name, l.term):
+			m.lostList(st, fmt.Sprintf("the guard no longer holds the lock of its protected list under term %d", l.term))
+		default:
+			l.asking, l.kept = false, version
+			m.listWritten(st)
+		}
+	})
+}
+
+// holdsList tells whether a guard holds a list under a term, by its status.
+func holdsList(s *lease.Status, name model.DatastoreName, t model.Term) bool {
+	for _, d := range s.Datastores {
+		if d.Name == name {
+			return d.OK && d.ListTerm == t
+		}
+	}
+	return false
+}
+
 func (m *Machine) listWritten(st *store) {
 	l := &st.list
 	gen := l.gen
 	var run []waiter
 	keep := l.waiters[:0:0]
 	for _, w := range l.waiters {
-		if w.version <= l.written {
+		if w.version <= l.written && (!w.people || w.version <= l.kept) {
 			run = append(run, w)
 		} else {
 			keep = append(keep, w)
@@ -91,6 +138,9 @@ func (m *Machine) listWritten(st *store) {
 		if st.list.gen == gen {
 			w.f()
 		}
+	}
+	if st.list.gen == gen {
+		m.askKept(st)
 	}
 }
 

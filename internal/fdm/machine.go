@@ -126,6 +126,8 @@ type Machine struct {
 	// inherited are the VMs that ran here when this life of the agent began,
 	// nil until the guard told: a former life may have ordered their stop.
 	inherited map[model.VMID]model.Epoch
+	// inheritedAt is when it began.
+	inheritedAt time.Duration
 
 	// Administrators' requests.
 	relays   map[uint64]func(AdminReply)

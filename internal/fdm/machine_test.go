@@ -87,6 +87,26 @@ func (b *bench) written() {
 	for _, e := range take[WriteList](b) {
 		b.step(ListWritten{Op: e.Op, Datastore: e.Datastore, Term: e.List.Term, Version: e.List.Version})
 	}
+	b.kept(lease.Reply{Code: lease.CodeOK, Status: &lease.Status{Datastores: []lease.DatastoreStatus{
+		{Name: "ds1", OK: true, ListTerm: 5}, {Name: "ds2", OK: true, ListTerm: 5}}}})
+}
+
+// kept answers who asks the guard for its status, and tells how many did.
+func (b *bench) kept(r lease.Reply) (asked int) {
+	keep := b.out[:0:0]
+	var ops []OpID
+	for _, e := range b.out {
+		if x, ok := e.(AskGuard); ok && x.Request.Status != nil {
+			ops = append(ops, x.Op)
+		} else {
+			keep = append(keep, e)
+		}
+	}
+	b.out = keep
+	for _, op := range ops {
+		b.step(GuardReplied{Op: op, Reply: r})
+	}
+	return len(ops)
 }
 
 func (b *bench) report(h model.HostID, boot model.BootID, vms ...LocalVM) {

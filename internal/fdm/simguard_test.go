@@ -160,7 +160,7 @@ func (n *node) askGuard(e AskGuard) {
 	}
 	n.later(3*time.Millisecond, func() Event {
 		r := n.serve(e.Request)
-		if r.Code == lease.CodeOK && e.Request.Beat == nil {
+		if r.Code == lease.CodeOK && e.Request.Beat == nil && e.Request.Status == nil {
 			n.w.at(time.Millisecond, func() {
 				if n.on && n.guardOn {
 					n.notice(lease.Notice{What: lease.NoticeStatus})
@@ -221,6 +221,8 @@ func (n *node) serve(r lease.Request) lease.Reply {
 		return rep
 	case r.YieldList != nil:
 		n.yieldList(r.YieldList.Datastore)
+	case r.Status != nil:
+		return lease.Reply{Code: lease.CodeOK, Status: n.status()}
 	}
 	return lease.Reply{Code: lease.CodeOK}
 }

@@ -8,7 +8,7 @@
  * proves what a stale slot means: its host has no lease.
  */
 
-#ifndef NO_ACK_HELD      /* a change is confirmed only while the guard holds the list */
+#ifndef NO_ACK_HELD      /* a change is confirmed only if the guard holds the list when asked after the write */
 #define NO_ACK_HELD 0
 #endif
 #ifndef NO_COPY          /* a new primary copies the list into its term before it acts */
@@ -79,7 +79,7 @@ bit  lap[NH];           /* ... and the lease ended since */
 byte at[NH];            /* the term that the agent acts under; 0: none */
 byte ph[NH];            /* 1 won, 2 read, 3 acts */
 byte mem[NH];
-byte ws[NH];            /* a write: 1 on its way, 2 landed */
+byte ws[NH];            /* a write: 1 on its way, 2 landed, 3 and the guard held the list after it */
 byte wt[NH];
 byte wb[NH];
 
@@ -171,10 +171,15 @@ end:	do
 		ws[h] = 0;
 		if
 		:: ph[h] == 2 && at[h] == wt[h] -> acts(h)
-		:: ph[h] == 3 && at[h] == wt[h] && (gt[h] == at[h] || NO_ACK_HELD) -> acked = acked | wb[h]
+		:: ph[h] == 3 && at[h] == wt[h] && (gt[h] == at[h] || NO_ACK_HELD) -> ws[h] = 3
 		:: else
 		fi;
-		wt[h] = 0; wb[h] = 0 }
+		wt[h] = (ws[h] == 3 -> wt[h] : 0); wb[h] = (ws[h] == 3 -> wb[h] : 0) }
+	/* the guard's word, and with it the user's answer, may come any time later */
+	:: d_step { ws[h] == 3 ->
+		ws[h] = 0; acked = acked | wb[h]; wt[h] = 0; wb[h] = 0;
+		LOST_CHANGE = ((acked & dead) != 0);
+		assert(LOST_CHANGE == 0) }
 #if ORDERS
 	/* --- orders --- */
 	:: d_step { ph[h] == 3 && !(mem[h] & STOPPED) && (ve & 1) && orders < 2 ->
