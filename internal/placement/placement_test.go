@@ -83,3 +83,22 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+func TestSurvivesGivesTheSameReasonAgain(t *testing.T) {
+	// Of VMs of one kind the first decides how hard all are to place: which is
+	// first must not be left to chance.
+	why := map[string]int{}
+	for range 100 {
+		s := New([]Host{host1("h1", 1000, 0, "ds1", "ds2"), host1("h2", 4, 0, "ds1", "ds2"), host1("h3", 4, 0, "ds1")},
+			[]VM{vm1("a1", 1, "ds1"), vm1("a2", 100, "ds1"), vm1("b1", 2, "ds2"), vm1("b2", 200, "ds2")}, nil)
+		for _, v := range []string{"a1", "a2", "b1", "b2"} {
+			if err := s.Run(v, "h1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		why[s.Survives(Failures{Hosts: 1}).Reason]++
+	}
+	if len(why) != 1 {
+		t.Errorf("the same state has the reasons %v", why)
+	}
+}

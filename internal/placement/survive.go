@@ -72,6 +72,8 @@ func (s *State) newSurvey(work int) *survey {
 			alone = append(alone, &unit{vms: []*vm{v}, wants: []Want{{VM: v.Name}}, at: []int{0}, cpu: v.cpu, mem: v.mem, twin: none})
 		}
 	}
+	// In one order: the first of a kind decides how hard its likes are to place.
+	slices.SortFunc(alone, func(a, b *unit) int { return cmp.Compare(a.vms[0].Name, b.vms[0].Name) })
 	c.units = s.byHardness(alone, false)
 	for i, u := range c.units {
 		c.rank[u.vms[0]] = i
