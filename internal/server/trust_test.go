@@ -47,7 +47,14 @@ func newTrustRig(t *testing.T) *trustRig {
 // open starts a server over the rig's directory.
 func (r *trustRig) open(t *testing.T, hosts *fakeagent.Cluster) {
 	t.Helper()
-	cfg := Config{Name: "s1", Interval: 20 * time.Millisecond, TrustInterval: 20 * time.Millisecond,
+	r.openEvery(t, hosts, 20*time.Millisecond)
+}
+
+// openEvery is open, of a server that looks after the hosts' certificates at
+// intervals.
+func (r *trustRig) openEvery(t *testing.T, hosts *fakeagent.Cluster, interval time.Duration) {
+	t.Helper()
+	cfg := Config{Name: "s1", Interval: 20 * time.Millisecond, TrustInterval: interval,
 		Dial: fakeagent.Dial(func(string) *fakeagent.Cluster { return hosts })}
 	cfg.Store.Dir = r.dir
 	r.rig = &rig{t: t, hosts: hosts}
@@ -260,6 +267,36 @@ func TestAuthorityIsReplaced(t *testing.T) {
 		if h.Problem != "" || h.Issuer != done.Target {
 			t.Errorf("%v", h)
 		}
+	}
+}
+
+// A server that has just started, and one whose host was away, do not wait for
+// the next interval: whoever has a problem is looked after again soon.
+func TestHostsAreLookedAfterSoon(t *testing.T) {
+	r := newTrustRig(t)
+	hosts := r.hosts
+	fine := func() bool {
+		s := r.state()
+		for _, h := range s.Hosts {
+			if h.Problem != "" || h.Issuer != s.Authorities[0].Fingerprint {
+				return false
+			}
+		}
+		return true
+	}
+	r.until("all are known", fine)
+	for range 3 {
+		if err := r.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		hosts.SetAway("host2", true)
+		r.openEvery(t, hosts, time.Hour)
+		r.until("the one that is away is told, and it alone", func() bool {
+			s := r.state()
+			return s.Hosts[0].Problem == "" && s.Hosts[1].Problem != "" && s.Hosts[2].Problem == ""
+		})
+		hosts.SetAway("host2", false)
+		r.until("it is back", fine)
 	}
 }
 

@@ -49,11 +49,13 @@ type follower struct {
 	seen     uint64 // version of the hosts that was looked into
 	refusal  string // of the version handed over
 
-	trust map[model.HostID]*hanokv1.HostTrust // of this leadership, under w.mu
+	dialled chan struct{}                       // closed when there are connections
+	trust   map[model.HostID]*hanokv1.HostTrust // of this leadership, under w.mu
 }
 
 func newFollower(w *worker, name string) *follower {
-	return &follower{w: w, name: name, agents: map[model.HostID]Agent{}, streams: map[model.HostID]*stream{}, written: map[string][]byte{}}
+	return &follower{w: w, name: name, agents: map[model.HostID]Agent{}, streams: map[model.HostID]*stream{}, written: map[string][]byte{},
+		dialled: make(chan struct{})}
 }
 
 func (f *follower) run(ctx context.Context) {
@@ -149,6 +151,11 @@ func (f *follower) redial() {
 			continue
 		}
 		f.agents[h] = a
+	}
+	select {
+	case <-f.dialled:
+	default:
+		close(f.dialled)
 	}
 }
 

@@ -25,6 +25,9 @@ import (
 const (
 	// trustLook is how often it is looked whether there is something to do.
 	trustLook = time.Second
+	// trustAgain is the pause before a host is looked after again that has a
+	// problem, or is new: it was away, or was enrolled a moment ago.
+	trustAgain = 5 * time.Second
 	// trustHosts is how many hosts are looked after at a time.
 	trustHosts = 8
 )
@@ -32,8 +35,13 @@ const (
 // keepTrust looks after whom the hosts of a cluster trust and that their
 // certificates do not end, until ctx ends.
 func (f *follower) keepTrust(ctx context.Context) {
+	select { // before, no host could be asked
+	case <-f.dialled:
+	case <-ctx.Done():
+		return
+	}
 	var at int64
-	var last time.Time
+	var last, again time.Time
 	for ctx.Err() == nil {
 		w := f.w.Cache.Wanted(f.name)
 		if w == nil {
@@ -46,18 +54,33 @@ func (f *follower) keepTrust(ctx context.Context) {
 			f.w.Log.Warn("the authority of a cluster cannot be read", "cluster", f.name, "err", err)
 		case a.Phase != trust.None || a.Modified() != at || time.Since(last) >= f.w.TrustInterval:
 			at, last = a.Modified(), time.Now()
-			f.trustRound(ctx, w.Cluster, a)
+			f.trustRound(ctx, w.Cluster, a, func(model.HostID) bool { return true })
+			again = time.Now()
+		case time.Since(again) >= trustAgain:
+			f.trustRound(ctx, w.Cluster, a, f.unsettled)
+			again = time.Now()
 		}
 		pause(ctx, min(trustLook, f.w.TrustInterval))
 	}
 }
 
-// trustRound looks after every host once.
-func (f *follower) trustRound(ctx context.Context, c *config.Cluster, a *trust.Authorities) {
+// unsettled reports whether a host has a problem, or was not asked yet.
+func (f *follower) unsettled(host model.HostID) bool {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	h := f.trust[host]
+	return h == nil || h.Problem != ""
+}
+
+// trustRound looks once after every host that needs it.
+func (f *follower) trustRound(ctx context.Context, c *config.Cluster, a *trust.Authorities, needs func(model.HostID) bool) {
 	var wg sync.WaitGroup
 	places := make(chan struct{}, trustHosts)
 	for i := range c.Hosts {
 		h := c.Hosts[i].Name
+		if !needs(h) {
+			continue
+		}
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
