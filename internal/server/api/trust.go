@@ -216,10 +216,28 @@ func (a Trust) ImportAuthority(ctx context.Context, r *hanokv1.ImportAuthorityRe
 	if err != nil {
 		return nil, err
 	}
+	for range importAttempts - 1 {
+		out, err := a.importAuthority(ctx, r.Cluster, w, next)
+		if connect.CodeOf(err) != connect.CodeAborted {
+			return out, err
+		}
+		// The authority of a new cluster was being made at this moment.
+		if w, err = a.cluster(r.Cluster); err != nil {
+			return nil, err
+		}
+	}
+	return a.importAuthority(ctx, r.Cluster, w, next)
+}
+
+// importAttempts is how often an import is tried when something it rests on was
+// changed at the same time.
+const importAttempts = 3
+
+func (a Trust) importAuthority(ctx context.Context, cluster string, w *state.Wanted, next *pki.Authority) (*hanokv1.ImportAuthorityResponse, error) {
 	out := &hanokv1.ImportAuthorityResponse{Fingerprint: pki.Fingerprint(next.Cert)}
 	now, err := a.Book.Get(ctx, w.Cluster.ID)
 	if err == nil {
-		have, err := a.hostTrust(ctx, r.Cluster)
+		have, err := a.hostTrust(ctx, cluster)
 		if err != nil {
 			return nil, err
 		}
@@ -231,11 +249,11 @@ func (a Trust) ImportAuthority(ctx context.Context, r *hanokv1.ImportAuthorityRe
 	} else if !errors.Is(err, trust.ErrNone) {
 		return nil, unavailable(err)
 	}
-	t := new(store.Txn).Unchanged(state.ConfigKey(r.Cluster), w.Modified)
+	t := new(store.Txn).Unchanged(state.ConfigKey(cluster), w.Modified)
 	if err := a.Book.Import(ctx, t, w.Cluster.ID, next); err != nil {
 		return nil, unavailable(err)
 	}
-	audit(ctx, t, newID(time.Now()), r.Cluster, "", "", "gave the server the authority "+out.Fingerprint)
+	audit(ctx, t, newID(time.Now()), cluster, "", "", "gave the server the authority "+out.Fingerprint)
 	return out, a.commit(ctx, t)
 }
 
