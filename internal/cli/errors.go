@@ -20,7 +20,7 @@ const (
 	ExitOK          = 0
 	ExitFailed      = 1 // the command failed
 	ExitUsage       = 2 // wrong arguments or flags
-	ExitUnreachable = 3 // no agent, guard or libvirt answers here
+	ExitUnreachable = 3 // no agent, guard or libvirt answers here, or no server
 	ExitRefused     = 4 // refused, with the reason
 	ExitTimeout     = 5 // not in time; it may still happen
 	ExitNotFound    = 6 // no such VM, host or failover
