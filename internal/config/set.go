@@ -27,6 +27,24 @@ func (c *Cluster) With(path, value string) (*Cluster, error) {
 // WithAll is With for several fields at once: only what they come to together is
 // checked.
 func (c *Cluster) WithAll(sets ...Setting) (*Cluster, error) {
+	out, what, err := c.changed(sets)
+	if err == nil {
+		if _, err = out.Marshal(); err != nil { // it may be too large to be handed on
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return out, err
+}
+
+// Changed is With for a file that is not handed on: its size is not looked at,
+// which takes longer than all the rest.
+func (c *Cluster) Changed(path, value string) (*Cluster, error) {
+	out, _, err := c.changed([]Setting{{path, value}})
+	return out, err
+}
+
+// changed also says what was to be done, for errors.
+func (c *Cluster) changed(sets []Setting) (*Cluster, string, error) {
 	tree := c.tree()
 	var all []string
 	for _, s := range sets {
@@ -39,19 +57,17 @@ func (c *Cluster) WithAll(sets ...Setting) (*Cluster, error) {
 		}
 		what := fmt.Sprintf("set %s to %q", clip(s.Path), clip(s.Value))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", what, err)
+			return nil, what, fmt.Errorf("%s: %w", what, err)
 		}
 		all = append(all, what)
 	}
+	what := strings.Join(all, ", ")
 	tree["version"] = int(c.Version + 1)
 	out, err := decode(tree)
-	if err == nil {
-		_, err = out.Marshal() // it may be too large to be handed on
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", strings.Join(all, ", "), err)
+		return nil, what, fmt.Errorf("%s: %w", what, err)
 	}
-	return out, nil
+	return out, what, nil
 }
 
 // shorthand reads a,b as a list and a:1,b:2 as a map, where a field is one.

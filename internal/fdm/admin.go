@@ -406,7 +406,7 @@ func (m *Machine) settleApplies() {
 
 // settingsChanged looks at every VM anew after a change of the cluster file.
 func (m *Machine) settingsChanged() {
-	for _, id := range sortedKeys(m.vms) {
+	for _, id := range m.ids() {
 		v := m.vms[id]
 		m.enforce(v)
 		m.showProtection(v)

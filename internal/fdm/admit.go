@@ -163,7 +163,7 @@ func (m *Machine) decided(q *question, d admission.Decision) {
 // wholeRoom is the cluster as it is, for admission control.
 func (m *Machine) wholeRoom(requests []admission.Request) *admission.Ask {
 	all := make([]*vm, 0, len(m.vms))
-	for _, id := range sortedKeys(m.vms) {
+	for _, id := range m.ids() {
 		all = append(all, m.vms[id])
 	}
 	a := &admission.Ask{State: m.room(all), Policy: m.conf.Admission, Requests: requests}

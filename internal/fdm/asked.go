@@ -191,7 +191,7 @@ func (m *Machine) askConfig(next Cluster) (a *admission.Ask, fields []string) {
 			fields = append(fields, fmt.Sprintf("hosts[%s]", h.name))
 		}
 	}
-	for _, id := range sortedKeys(m.vms) {
+	for _, id := range m.ids() {
 		v := m.vms[id]
 		before := m.spec(v)
 		x := specIn(next.Specs, v)

@@ -2,7 +2,7 @@ package fdm
 
 import (
 	"fmt"
-	"sort"
+	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/event"
@@ -71,6 +71,7 @@ type Machine struct {
 
 	// As a primary.
 	vms          map[model.VMID]*vm
+	vmIDs        []model.VMID // of vms, sorted; nil: to be sorted anew
 	byName       map[string]*vm
 	ready        map[model.VMID]*vm  // to be placed at the end of this Step
 	wasProtected map[model.VMID]bool // by the last view of the former primary
@@ -251,6 +252,8 @@ func (m *Machine) dispatch(ev Event) {
 		answer(m, e.Op, e)
 	case GuardReplied:
 		answer(m, e.Op, e)
+	case *GuardReplied: // read now and not kept
+		answer(m, e.Op, *e)
 	case *SlotsRead: // read now and not kept
 		answer(m, e.Op, *e)
 	case HypervisorDone:
@@ -427,6 +430,6 @@ func sortedKeys[K ~string, V any](in map[K]V) []K {
 	for k := range in {
 		keys = append(keys, k)
 	}
-	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
+	slices.Sort(keys)
 	return keys
 }

@@ -2,8 +2,6 @@ package fdm
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"hanok.dev/hanok/internal/admission"
@@ -80,7 +78,7 @@ func (m *Machine) roomSum() uint64 {
 		s := m.hostSpec(h, 0)
 		add(fmt.Sprint(h.name, s.Memory, s.Reserved, s.Unfit, len(s.Datastores)))
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.vms)) {
+	for _, id := range m.ids() {
 		v := m.vms[id]
 		add(string(id))
 		if h := v.placeOf(); h != nil {

@@ -363,7 +363,7 @@ func (m *Machine) bootProven(name model.HostID, s *slotSeen) {
 		m.rebooted(name, s.slot.Boot)
 		return
 	}
-	for _, id := range sortedKeys(m.vms) {
+	for _, id := range m.ids() {
 		v := m.vms[id]
 		if v.lockKnown && v.lock.Holder() == name && v.lock.Boot != s.slot.Boot {
 			m.evaluate(v)
@@ -383,7 +383,7 @@ func (m *Machine) rebooted(name model.HostID, boot model.BootID) {
 		m.emit(event.Event{Kind: event.HostState, Severity: event.Warning, Host: name,
 			Text: fmt.Sprintf("%s has rebooted: the VMs of its former boot are gone", name), Evidence: map[string]string{"boot": string(boot)}})
 	}
-	for _, id := range sortedKeys(m.vms) {
+	for _, id := range m.ids() {
 		v := m.vms[id]
 		if v.lockKnown && v.lock.Owner == name && v.lock.Holder() != "" || v.p.Host == name {
 			m.evaluate(v)

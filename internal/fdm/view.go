@@ -142,7 +142,7 @@ func (m *Machine) ownView(now time.Duration) ClusterView {
 		v.Hosts = append(v.Hosts, m.hostView(h, now))
 	}
 	m.placeInOrder()
-	for _, id := range sortedKeys(m.vms) {
+	for _, id := range m.ids() {
 		v.VMs = append(v.VMs, m.vmView(m.vms[id], now))
 	}
 	for _, st := range m.storeBy {

@@ -1,8 +1,9 @@
 package fdm
 
 import (
+	"cmp"
 	"fmt"
-	"sort"
+	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/event"
@@ -78,7 +79,7 @@ type intent struct {
 
 func (m *Machine) addVM(st *store, p model.ProtectedVM) *vm {
 	v := &vm{p: p, st: st}
-	m.vms[p.ID], m.byName[p.Name] = v, v
+	m.vms[p.ID], m.byName[p.Name], m.vmIDs = v, v, nil
 	if st.list.vms == nil {
 		st.list.vms = map[model.VMID]*vm{}
 	}
@@ -95,6 +96,7 @@ func (m *Machine) removeVM(v *vm, why string) {
 	m.answerWaiters(v, AdminReply{Text: why})
 	m.setHost(v, nil)
 	delete(m.vms, v.p.ID)
+	m.vmIDs = nil
 	if m.byName[v.p.Name] == v {
 		delete(m.byName, v.p.Name)
 	}
@@ -108,21 +110,25 @@ func (m *Machine) removeVM(v *vm, why string) {
 	m.welcomeDue, m.viewDue = true, true
 }
 
+// ids are those of all VMs, sorted. They stay as they are when VMs come or go.
+func (m *Machine) ids() []model.VMID {
+	if m.vmIDs == nil {
+		m.vmIDs = sortedKeys(m.vms)
+	}
+	return m.vmIDs
+}
+
 // sortVMs orders VMs for restart: class, then name.
 func (m *Machine) sortVMs(in map[model.VMID]*vm) []*vm {
 	list := make([]*vm, 0, len(in))
 	for _, v := range in {
 		list = append(list, v)
 	}
-	sort.Slice(list, func(i, j int) bool {
-		a, b := m.class(list[i]), m.class(list[j])
-		if a != b {
-			return a > b
-		}
-		if list[i].p.Name != list[j].p.Name {
-			return list[i].p.Name < list[j].p.Name
-		}
-		return list[i].p.ID < list[j].p.ID
+	if len(list) < 2 {
+		return list
+	}
+	slices.SortFunc(list, func(a, b *vm) int {
+		return cmp.Or(cmp.Compare(m.class(b), m.class(a)), cmp.Compare(a.p.Name, b.p.Name), cmp.Compare(a.p.ID, b.p.ID))
 	})
 	return list
 }

@@ -28,6 +28,7 @@ type agentd struct {
 	hvUp    bool
 	heard   fdm.HeartbeatReceived // used again
 	read    fdm.SlotsRead         // used again
+	replied fdm.GuardReplied      // used again
 	asks    map[fdm.OpID]bool     // questions to the guard that are not answered
 }
 
@@ -227,6 +228,16 @@ func (a *agentd) beat(from *host, net int, b *fdm.Heartbeat) {
 	}
 	a.heard = fdm.HeartbeatReceived{From: from.name, Network: a.h.s.nets[net], Beat: *b}
 	a.now(&a.heard)
+}
+
+// answered: the guard answers a question.
+func (a *agentd) answered(op fdm.OpID, r *lease.Reply) {
+	if a.h.s.opts.Off.AgentEvent != nil || !a.up() || !a.idle() {
+		a.post(fdm.GuardReplied{Op: op, Reply: *r})
+		return
+	}
+	a.replied = fdm.GuardReplied{Op: op, Reply: *r}
+	a.now(&a.replied)
 }
 
 // later answers an operation of this life of the agent.

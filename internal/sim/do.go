@@ -217,7 +217,7 @@ func (s *Sim) doVM(a scenario.VM) error {
 // configure changes the cluster file through the first agent that answers, as
 // an operator does, and asks again while none takes it.
 func (s *Sim) configure(field, value string, force bool) error {
-	next, err := s.cluster.With(field, value)
+	next, err := s.cluster.Changed(field, value)
 	if err != nil {
 		return err
 	}

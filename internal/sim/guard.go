@@ -305,7 +305,7 @@ func (g *guard) reply(conn uint64, r *lease.Reply) {
 	if conn == g.conn && conn != 0 {
 		delete(g.h.agent.asks, fdm.OpID(r.ID))
 		g.h.s.check.replied(g, r)
-		g.h.agent.post(fdm.GuardReplied{Op: fdm.OpID(r.ID), Reply: *r})
+		g.h.agent.answered(fdm.OpID(r.ID), r)
 	}
 }
 
