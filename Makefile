@@ -75,8 +75,8 @@ sim-scenarios: ## the scenario library in virtual time, and each of them red wit
 sim-mutants: ## deliberate bugs, one for each rule, that random disasters must find; the code without passes the same seeds
 	$(GO) run ./test/mutants
 
-bench-sim: ## speed of the simulator on one core: medians of RUNS runs of each size (RUNS=3)
-	GOMAXPROCS=1 $(GO) run ./test/bench/sim -runs $(if $(filter 10,$(RUNS)),3,$(RUNS))
+bench-sim: ## speed of the simulator on one core: medians of RUNS runs of each size (RUNS=3); what a seed of random disasters costs (FUZZ_SEEDS=300, 10000 for the target itself)
+	$(GO) run ./test/bench/sim -runs $(if $(filter 10,$(RUNS)),3,$(RUNS)) -seeds $(or $(FUZZ_SEEDS),300) -start $(or $(FUZZ_START),1)
 
 bench-server: ## one server with 1,000 hosts and 20,000 VMs reporting to it
 	$(GO) run ./test/bench/server

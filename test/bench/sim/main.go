@@ -1,6 +1,6 @@
 // Command sim measures how fast the simulator is: virtual seconds for each
-// second of one core, by cluster size, with one fault in 60 virtual seconds.
-// It prints medians as JSON.
+// second of one core, by cluster size, with one fault in 60 virtual seconds; and
+// what a seed of `hanok sim fuzz` costs. It prints medians as JSON.
 package main
 
 import (
@@ -32,7 +32,7 @@ type size struct {
 }
 
 var sizes = []size{
-	{"fuzz", 5, 20, 30 * time.Minute, 5, 800},
+	{"5x20", 5, 20, 30 * time.Minute, 5, 800},
 	{"29x1000", 29, 1000, 600 * time.Second, 1, 400},
 	{"1000x20000", 1000, 20000, 120 * time.Second, 1, 50},
 }
@@ -54,9 +54,17 @@ type row struct {
 	Failovers int    `json:"failovers"`
 }
 
+// results is what is printed.
+type results struct {
+	Sizes []row    `json:"sizes,omitempty"`
+	Fuzz  *fuzzRow `json:"fuzz,omitempty"`
+}
+
 func main() {
 	runs := flag.Int("runs", 3, "runs of each size")
-	only := flag.String("only", "", "measure only this size")
+	only := flag.String("only", "", "measure only this: 5x20, 29x1000, 1000x20000 or fuzz")
+	seeds := flag.Int("seeds", 300, "seeds of random disasters; 10000 measures what is otherwise extrapolated")
+	start := flag.Uint64("start", 1, "the first of them")
 	profile := flag.String("cpuprofile", "", "write a profile of the processor")
 	flag.Parse()
 	runtime.GOMAXPROCS(1)
@@ -70,7 +78,7 @@ func main() {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	var rows []row
+	var out results
 	for _, z := range sizes {
 		if *only != "" && z.name != *only {
 			continue
@@ -79,12 +87,20 @@ func main() {
 		if err != nil {
 			fail(err)
 		}
-		rows = append(rows, r)
+		out.Sizes = append(out.Sizes, r)
 		fmt.Fprintf(os.Stderr, "%-12s %9.0f virtual s/s  %9.0f events/s  %9.0f steps/s  %5d MiB\n", r.Name, r.Speed, r.Events, r.Steps, r.PeakMiB)
+	}
+	if *only == "" || *only == "fuzz" {
+		f, err := measureFuzz(*start, *seeds, *runs)
+		if err != nil {
+			fail(err)
+		}
+		out.Fuzz = f
+		fmt.Fprintln(os.Stderr, f)
 	}
 	enc := json.NewEncoder(os.Stdout)
 	enc.SetIndent("", "  ")
-	if err := enc.Encode(rows); err != nil {
+	if err := enc.Encode(out); err != nil {
 		fail(err)
 	}
 }
