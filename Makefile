@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios sim-mutants soak fuzz model clean
+.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios sim-mutants soak fuzz fuzz-ci model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -28,7 +28,7 @@ generate: ## make api/gen from api/hanok/v1 (a test fails while it is not curren
 demo: deps build ## lose hosts, watch their VMs come back (DEMO_KEEP=1 leaves the lab up)
 	@bin/hanok lab demo $(if $(DEMO_KEEP),--keep,)
 
-test: deps lint build test-unit test-lab ## all that CI runs
+test: deps lint build test-unit fuzz-ci test-lab ## all that CI runs
 
 lint: ## gofmt, go vet, staticcheck
 	@files=$$(git ls-files '*.go' | xargs gofmt -l); if [ -n "$$files" ]; then echo "not gofmt-ed: $$files" >&2; exit 1; fi
@@ -68,6 +68,10 @@ model: ## check the protocol's model in every state (installs spin and gcc if th
 
 fuzz: build ## an hour of random disasters in virtual time (FUZZ_SEEDS=…, FUZZ_START=…)
 	timeout 3600 bin/hanok sim fuzz --seeds $(or $(FUZZ_SEEDS),1000000) --start $(or $(FUZZ_START),1) || { s=$$?; [ $$s -eq 124 ]; }
+
+fuzz-ci: build ## CI's share of random disasters, always the same seeds: at most 3 minutes on 2 cores
+	bin/hanok sim fuzz --start 100001 --seeds 800
+	bin/hanok sim fuzz --start 200001 --seeds 1500 --hosts 3 --vms 6 --duration 6m
 
 sim-scenarios: ## the scenario library in virtual time, and each of them red with its feature off
 	$(GO) test -count=1 -run 'TestScenarios' ./internal/sim
