@@ -68,6 +68,7 @@ func (a *agentd) die(told bool) {
 	a.m, a.stopped = nil, false
 	a.life++
 	a.inbox, a.orders = nil, nil
+	h.s.seeAlone()
 	h.s.agentGone(h, told)
 	if conn := h.guard.conn; conn != 0 && h.guard.up() {
 		h.guard.conn, h.guard.sub = 0, false
@@ -89,6 +90,13 @@ func (a *agentd) kill() {
 			a.start()
 		}
 	})
+}
+
+// setStopped stops the process where it is, or lets it go on.
+func (a *agentd) setStopped(on bool) {
+	a.stopped = on && a.up()
+	a.h.s.seeAlone()
+	a.resume()
 }
 
 func (a *agentd) resume() {

@@ -135,13 +135,12 @@ func (s *Sim) stopGuard(h *host, d time.Duration) {
 }
 
 func (s *Sim) stopAgent(h *host, d time.Duration) {
-	h.agent.stopped = true
+	h.agent.setStopped(true)
 	s.disturbed()
 	life := h.agent.life
 	s.after(d, func() {
 		if h.agent.life == life {
-			h.agent.stopped = false
-			h.agent.resume()
+			h.agent.setStopped(false)
 		}
 	})
 }
@@ -159,8 +158,7 @@ func (s *Sim) signal(a scenario.Process) {
 	case a.Op == scenario.Kill:
 		h.virt.kill()
 	case a.Name == "agent":
-		h.agent.stopped = stop && h.agent.up()
-		h.agent.resume()
+		h.agent.setStopped(stop)
 	case a.Name == "guard":
 		h.guard.stopped = stop && h.guard.up()
 		h.guard.resume()

@@ -36,7 +36,7 @@ type host struct {
 	leaving bool // it was told to stop its VMs before it shuts down
 	resets  int
 
-	alone    bool          // it and no other host can speak to each other
+	alone    bool          // it and no other host's agent can speak to each other
 	aloneEnd time.Duration // when that ended last
 
 	nics  []nic
@@ -168,6 +168,7 @@ func (h *host) setFrozen(on bool) {
 	}
 	h.s.trace(h, "frozen: %v", on)
 	h.frozen = on
+	h.s.seeAlone()
 	h.wake()
 }
 

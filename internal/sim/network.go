@@ -257,12 +257,13 @@ func (s *Sim) topology(h *host) {
 	s.disturbed()
 }
 
-// seeAlone notes which hosts no other host can speak to, after a change.
+// seeAlone notes which hosts no other agent can speak to, after a change: a host
+// that boots is not heard before its agent runs.
 func (s *Sim) seeAlone() {
 	for _, h := range s.hosts {
 		alone := true
 		for _, o := range s.hosts {
-			alone = alone && (o == h || !s.joined(o, h))
+			alone = alone && (o == h || !o.agent.runs() || !s.joined(o, h))
 		}
 		if h.alone && !alone {
 			h.aloneEnd = s.now
