@@ -189,14 +189,15 @@ const (
 	VMMigrate   VMOp = "migrate"
 	VMFailStart VMOp = "fail-start" // the next N starts fail
 	VMDelete    VMOp = "delete"
-	VMSet       VMOp = "set" // change a field of the cluster file
+	VMSet       VMOp = "set"     // change a field of the cluster file
+	VMByHand    VMOp = "by-hand" // somebody starts it with virsh on Host
 )
 
 // VM acts on one VM.
 type VM struct {
 	Op VMOp
 	VM string
-	// Host, of VMMigrate: where to.
+	// Host, of VMMigrate: where to; of VMByHand: where.
 	Host model.HostID
 	// Count, of VMFailStart: how many starts fail.
 	Count int

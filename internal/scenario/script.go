@@ -109,7 +109,7 @@ var verbs = map[string]verb{
 	"network":   {"network loss|duplicate PERMILLE, network latency DURATION", parseNetwork},
 	"partition": {"partition HOST[,HOST…] | HOST[,HOST…] …", parsePartition},
 	"kill":      process(Kill), "stop": process(Stop), "cont": process(Cont),
-	"vm":     {"vm stop|start|kill|shutdown|crash|hang|delete|restore VM, vm migrate VM HOST, vm fail-start VM N, vm set VM FIELD VALUE; start and set may end with force", parseVM},
+	"vm":     {"vm stop|start|kill|shutdown|crash|hang|delete|restore VM, vm migrate|by-hand VM HOST, vm fail-start VM N, vm set VM FIELD VALUE; start and set may end with force", parseVM},
 	"config": {"config FIELD=VALUE [force]", parseConfig},
 	"host":   {"host maintenance HOST on|off [force], host stop-vms HOST [force], host resume HOST", parseHost},
 	"expect": {"expect VM|all on HOST|not-on HOST|running|down|protected|unprotected|frozen, expect primary HOST, expect host HOST STATE, expect power HOST on|off, expect event \"TEXT\"; then [within DURATION] [because \"TEXT\"]", parseExpect},

@@ -90,11 +90,11 @@ func parsePartition(a *args) Action {
 }
 
 func parseVM(a *args) Action {
-	ops := []string{string(VMStop), string(VMStart), string(VMKill), string(VMShutdown), string(VMRestore), string(VMCrash), string(VMHang), string(VMMigrate), string(VMFailStart), string(VMDelete), string(VMSet)}
+	ops := []string{string(VMStop), string(VMStart), string(VMKill), string(VMShutdown), string(VMRestore), string(VMCrash), string(VMHang), string(VMMigrate), string(VMFailStart), string(VMDelete), string(VMSet), string(VMByHand)}
 	v := VM{Op: VMOp(a.oneOf("the operation", ops...))}
 	v.VM = a.vm()
 	switch v.Op {
-	case VMMigrate:
+	case VMMigrate, VMByHand:
 		v.Host = a.host()
 	case VMFailStart:
 		n, err := strconv.Atoi(a.next("the number of starts"))

@@ -377,7 +377,12 @@ func (c *checker) watch() {
 func (c *checker) watchVM(g *guest, x *fdm.VMView) {
 	s, t := c.s, &g.truth
 	switch x.State {
-	case model.VMStopped, model.VMDisabled, model.VMIgnored, model.VMStopping:
+	case model.VMStopped:
+		if t.userStop || g.conf.Requested != model.RequestedStarted {
+			t.possible, t.silent = 0, 0
+			return
+		}
+	case model.VMDisabled, model.VMIgnored, model.VMStopping:
 		t.possible, t.silent = 0, 0
 		return
 	}

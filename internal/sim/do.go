@@ -203,6 +203,8 @@ func (s *Sim) doVM(a scenario.VM) error {
 		g.noDisk = true
 	case scenario.VMRestore:
 		g.noDisk = false
+	case scenario.VMByHand:
+		s.byName[a.Host].virt.byHand(g)
 	case scenario.VMSet:
 		return s.configure("vms["+a.VM+"]."+a.Field, a.Value, a.Force)
 	default:

@@ -399,6 +399,26 @@ func (v *libvirtd) create(g *guest, answer func(fdm.HypervisorFault, string)) {
 	}
 }
 
+// byHand is `virsh start`: libvirt asks the hook, and the VM runs at once.
+func (v *libvirtd) byHand(g *guest) {
+	if !v.runs() || v.h.procs[g.id] != nil {
+		return
+	}
+	v.domain(g, true).cause = fdm.StopUnknown
+	v.askHook(g, func(ok bool, _ string) {
+		if !ok {
+			return
+		}
+		v.when(virtStart, v.life, func() {
+			v.create(g, func(f fdm.HypervisorFault, _ string) {
+				if p := v.h.procs[g.id]; f == "" && p != nil {
+					p.proceed()
+				}
+			})
+		}, func() {})
+	})
+}
+
 // askHook is the hook script: the guard decides, and without its answer the
 // list of managed VMs on this host's disk.
 func (v *libvirtd) askHook(g *guest, f func(ok bool, text string)) {

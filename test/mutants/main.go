@@ -37,6 +37,9 @@ const (
 func main() {
 	seeds := flag.Uint64("seeds", 2000, "seeds in which each bug must be found")
 	child := flag.Bool("child", false, "run the seeds in this program: exit status 3 if an invariant breaks")
+	flag.StringVar(&clusters.Theme, "theme", "", "XXX")
+	flag.DurationVar(&clusters.Duration, "duration", clusters.Duration, "XXX")
+	flag.IntVar(&clusters.Hosts, "hosts", clusters.Hosts, "XXX")
 	flag.Parse()
 	if *child {
 		os.Exit(hunt(*seeds))

@@ -43,7 +43,7 @@ func lacks(a scenario.Action) string {
 	switch a := a.(type) {
 	case scenario.VM:
 		switch a.Op {
-		case scenario.VMHang, scenario.VMMigrate, scenario.VMFailStart:
+		case scenario.VMHang, scenario.VMMigrate, scenario.VMFailStart, scenario.VMByHand:
 			return fmt.Sprintf("`vm %s`", a.Op)
 		}
 	case scenario.StorageFault:

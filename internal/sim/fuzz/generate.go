@@ -15,6 +15,8 @@ import (
 type Config struct {
 	Hosts, VMs int
 	Duration   time.Duration
+	// Theme narrows the disasters down to one kind ([Themes]); empty: all kinds.
+	Theme string
 }
 
 // Quiet is the end of every run, after everything was healed: what can run must
@@ -31,7 +33,7 @@ func (c Config) Validate() error {
 	case c.Duration < Quiet+time.Minute || c.Duration > 24*time.Hour:
 		return fmt.Errorf("duration %v: must be %v to 24h, of which the last %v are quiet", c.Duration, Quiet+time.Minute, Quiet)
 	}
-	return nil
+	return validateTheme(c.Theme)
 }
 
 // generator writes the script of one seed.
@@ -58,8 +60,12 @@ func Generate(seed uint64, cfg Config) (*scenario.Scenario, error) {
 	g.end = cfg.Duration - Quiet
 	g.until = g.end - 30*time.Second
 	cluster := g.cluster()
-	g.disasters()
-	g.moreDisasters()
+	if draw := themes[cfg.Theme]; draw != nil {
+		g.episodes(draw)
+	} else {
+		g.disasters()
+		g.moreDisasters()
+	}
 	g.healAll()
 	slices.SortStableFunc(g.steps, func(a, b line) int { return int(a.at - b.at) })
 	var b strings.Builder

@@ -1,0 +1,282 @@
+package fuzz
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// theme draws one episode that begins at a moment on a host, and returns when it
+// is over.
+type theme func(g *generator, at time.Duration, h string) time.Duration
+
+// themes are disasters about one thing each: what must meet within a second to
+// break a rule meets there often enough to be found. Hosts, order and moments are
+// random as ever.
+var themes = map[string]theme{
+	"answers": (*generator).lateAnswers,
+	"contact": (*generator).lostContact,
+	"hand":    (*generator).byHand,
+	"lists":   (*generator).changingPrimaries,
+	"orders":  (*generator).lateOrders,
+	"restart": (*generator).guardsRestart,
+	"return":  (*generator).hostReturns,
+	"stale":   (*generator).staleReads,
+}
+
+// Themes are the names that [Config.Theme] may have.
+func Themes() []string { return slices.Sorted(maps.Keys(themes)) }
+
+func validateTheme(name string) error {
+	if name != "" && themes[name] == nil {
+		return fmt.Errorf("disasters %q: must be one of %s, or empty for all kinds", name, strings.Join(Themes(), ", "))
+	}
+	return nil
+}
+
+// episodes draws the theme's disasters one after the other, with pauses in which
+// the cluster mends itself.
+func (g *generator) episodes(draw theme) {
+	for at := g.upTo(10 * time.Second); at < g.until; {
+		at = draw(g, at, g.pick(g.hosts)) + g.between(5*time.Second, 25*time.Second)
+	}
+}
+
+func (g *generator) vm() string { return fmt.Sprintf("vm%d", 1+g.rng.IntN(g.cfg.VMs)) }
+
+// paths sets the way of a host to all datastores.
+func (g *generator) paths(at time.Duration, h, state string) {
+	for _, d := range g.ds {
+		g.add(at, "storage %s %s %s", h, d, state)
+	}
+}
+
+func (g *generator) others(h string) []string {
+	return slices.DeleteFunc(slices.Clone(g.hosts), func(o string) bool { return o == h })
+}
+
+// mend ends what an episode did to a host.
+func (g *generator) mend(at time.Duration, h string) {
+	g.paths(at, h, "none")
+	g.add(at, "slow %s off", h)
+	g.add(at, "heal %s", h)
+	g.add(at, "cont agent %s", h)
+	g.add(at, "power-on %s", h)
+}
+
+// hostReturns: a host is cut off from everything, and comes back when others
+// are about to take its VMs over, or when what they took has ended again.
+func (g *generator) hostReturns(at time.Duration, h string) time.Duration {
+	g.paths(at, h, g.pick([]string{"hang", "hang-hard", "unanswered", "lost", "lost"}))
+	g.add(at+g.upTo(500*time.Millisecond), "cut %s both", h)
+	for _, o := range g.others(h) {
+		switch g.rng.IntN(3) {
+		case 0:
+			g.paths(at, o, "slow")
+		case 1:
+			g.add(at, "slow %s %s", o, g.between(50*time.Millisecond, 400*time.Millisecond))
+		}
+	}
+	back := at + g.lease + g.between(-g.lease/3, 4*time.Second)
+	if g.rng.IntN(2) == 0 {
+		g.add(at, "slow %s %s", h, g.between(50*time.Millisecond, 600*time.Millisecond))
+	}
+	switch g.rng.IntN(3) {
+	case 0: // its users end what was taken over
+		back += g.between(8*time.Second, 20*time.Second)
+		for i := range g.cfg.VMs {
+			if g.rng.IntN(2) == 0 {
+				g.add(back-g.between(time.Second, 6*time.Second), "vm stop vm%d", i+1)
+				g.add(back+g.between(10*time.Second, 15*time.Second), "vm start vm%d", i+1)
+			}
+		}
+	case 1: // it is back for a moment only
+		g.paths(back, h, "none")
+		again := back + g.upTo(1500*time.Millisecond)
+		g.paths(again, h, g.pick([]string{"hang", "unanswered", "unanswered"}))
+		back = again + g.lease + g.between(-time.Second, 4*time.Second)
+	}
+	g.paths(back, h, "none")
+	g.add(back+g.between(0, 8*time.Second), "heal %s", h)
+	for _, o := range g.hosts {
+		g.mend(back+10*time.Second, o)
+	}
+	return back + 16*time.Second
+}
+
+// lateAnswers: a heartbeat lands at once, its answer takes longer than the margin,
+// and then nothing is answered any more.
+func (g *generator) lateAnswers(at time.Duration, h string) time.Duration {
+	g.add(at, "cut %s both", h)
+	g.paths(at, h, "unanswered")
+	late := at + g.between(g.lease*3/10, g.lease*7/10)
+	g.paths(late, h, "none")
+	g.paths(late, h, "hang")
+	end := late + g.lease + g.between(2*time.Second, 8*time.Second)
+	g.mend(end, h)
+	return end
+}
+
+// lostContact: the storage of a host hangs with writes outstanding, which its
+// contact to the primary makes harmless; then the contact ends, and soon after
+// the writes land.
+func (g *generator) lostContact(at time.Duration, h string) time.Duration {
+	g.paths(at, h, g.pick([]string{"hang", "hang-hard", "unanswered"}))
+	rest := g.others(h)
+	g.rng.Shuffle(len(rest), func(i, j int) { rest[i], rest[j] = rest[j], rest[i] })
+	friend := rest[0]
+	parted := len(rest) > 1 && g.rng.IntN(2) == 0
+	if parted {
+		g.add(at, "partition %s,%s | %s", h, friend, strings.Join(rest[1:], ","))
+	}
+	lost := at + g.lease + g.between(time.Second, 10*time.Second)
+	switch n := g.rng.IntN(5); {
+	case parted && n < 3:
+		for _, o := range g.hosts {
+			g.add(lost, "heal %s", o)
+		}
+		g.add(lost, "cut %s both", h)
+	case n == 0:
+		g.add(lost, "stop agent %s", h)
+	case n == 1:
+		g.add(lost, "%s agent %s", g.pick([]string{"stop", "kill"}), friend)
+	case n == 2:
+		g.add(lost, "power-off %s", friend)
+	default:
+		g.add(lost, "cut %s both", h)
+	}
+	back := lost + g.between(500*time.Millisecond, g.lease+3*time.Second)
+	g.paths(back, h, "none")
+	for _, o := range g.hosts {
+		g.mend(back+g.lease+3*time.Second, o)
+	}
+	return back + g.lease + 8*time.Second
+}
+
+// changingPrimaries: agents die and stand still one after the other while storage
+// is slow or shows old listings, and VMs end.
+func (g *generator) changingPrimaries(at time.Duration, h string) time.Duration {
+	long := g.between(10*time.Second, 40*time.Second)
+	for _, o := range g.hosts {
+		if g.rng.IntN(3) > 0 {
+			g.paths(at, o, g.pick([]string{"slow", "slow", "cached", "flaky", "unanswered"}))
+		}
+	}
+	for range 3 + g.rng.IntN(6) {
+		t, o := at+g.upTo(long), g.pick(g.hosts)
+		switch g.rng.IntN(4) {
+		case 0, 1:
+			g.add(t, "kill agent %s", o)
+		case 2:
+			g.stop(t, "agent", o, g.between(time.Second, 6*time.Second))
+		case 3:
+			g.cut(t, o, g.between(time.Second, 4*time.Second))
+		}
+	}
+	end := at + long
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	if g.rng.IntN(3) == 0 { // an agent stands still for as long as a VM may be down
+		g.add(end, "stop agent %s", h)
+		g.add(end+2*time.Second, "vm crash %s", g.vm())
+		end += 110 * time.Second
+		g.add(end, "cont agent %s", h)
+	}
+	for range 3 {
+		g.add(end+time.Second, "vm crash %s", g.vm())
+	}
+	return end + time.Second
+}
+
+// lateOrders: a primary stands still, or is cut off, between its orders, and they
+// arrive when there is another.
+func (g *generator) lateOrders(at time.Duration, h string) time.Duration {
+	long := g.between(3*time.Second, 15*time.Second)
+	lost := at + g.upTo(2*time.Second)
+	other := g.pick(g.hosts)
+	switch g.rng.IntN(4) {
+	case 0:
+		g.add(at, "stall agent %s after %d for %s", h, 1+g.rng.IntN(60), long)
+	case 1:
+		g.add(lost+g.upTo(2*time.Second), "freeze %s for %s", h, long)
+	case 2:
+		g.add(lost, "cut %s both", h)
+		g.add(lost+g.upTo(2*time.Second), "stop agent %s", h)
+		g.add(lost+long, "heal %s", h)
+		g.add(lost+long, "cont agent %s", h)
+	case 3:
+		g.stop(lost+g.upTo(time.Second), "agent", other, long)
+		g.add(lost+g.upTo(time.Second), "slow %s %s", h, g.between(100*time.Millisecond, 500*time.Millisecond))
+	}
+	for range 2 + g.rng.IntN(g.cfg.VMs) {
+		g.add(at+g.upTo(3*time.Second), "vm crash %s", g.vm())
+	}
+	for range g.rng.IntN(4) {
+		g.add(at+g.upTo(long), "vm stop %s", g.vm())
+		g.add(at+long+g.upTo(10*time.Second), "vm start %s", g.vm())
+	}
+	end := lost + long + 6*time.Second
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	return end
+}
+
+// guardsRestart: the guard of a host that nobody hears dies, once or more, while
+// its storage answers or not.
+func (g *generator) guardsRestart(at time.Duration, h string) time.Duration {
+	end := at + g.lease + g.between(2*time.Second, 15*time.Second)
+	g.add(at, "cut %s both", h)
+	if g.rng.IntN(2) == 0 {
+		g.paths(at+g.upTo(time.Second), h, g.pick([]string{"hang", "lost", "slow", "unanswered"}))
+	}
+	if g.rng.IntN(3) == 0 {
+		g.stop(at+g.upTo(2*time.Second), "guard", h, g.between(g.lease/2, g.lease))
+	}
+	for range 1 + g.rng.IntN(3) {
+		g.add(at+g.upTo(end-at), "kill guard %s", h)
+	}
+	g.add(end, "cont guard %s", h)
+	g.mend(end, h)
+	return end + 5*time.Second
+}
+
+// staleReads: hosts read heartbeats as they were, as over NFS with its caches,
+// while another is cut off from the network alone.
+func (g *generator) staleReads(at time.Duration, h string) time.Duration {
+	for _, o := range g.others(h) {
+		if g.rng.IntN(4) > 0 {
+			g.paths(at+g.upTo(3*time.Second), o, "stale")
+		}
+	}
+	g.add(at+g.upTo(3*time.Second), "cut %s both", h)
+	end := at + g.lease + g.between(2*time.Second, 15*time.Second)
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	return end + 5*time.Second
+}
+
+// byHand: somebody starts VMs past HA, by libvirt or without it.
+func (g *generator) byHand(at time.Duration, h string) time.Duration {
+	v := g.vm()
+	switch g.rng.IntN(4) {
+	case 0:
+		g.add(at, "vm crash %s", v)
+	case 1:
+		g.add(at, "power-off %s", g.pick(g.hosts))
+	case 2:
+		g.paths(at, h, g.pick([]string{"hang", "lost", "slow"}))
+	}
+	for range 1 + g.rng.IntN(3) {
+		g.add(at+g.upTo(8*time.Second), "vm by-hand %s %s", v, g.pick(g.hosts))
+	}
+	end := at + 10*time.Second
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	return end
+}
