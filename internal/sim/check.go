@@ -42,7 +42,15 @@ type checker struct {
 	grants    map[grantKey]model.BootID
 	terms     map[termKey]model.Term
 	writers   map[writerKey]model.HostID
-	claims    map[claimKey]model.LockID
+	claims    map[claimKey]claimed
+}
+
+// claimed is what an agent asked its guard for: a lock, and for a start the epoch
+// that the order names.
+type claimed struct {
+	lock  model.LockID
+	start bool
+	named model.Epoch
 }
 
 type grantKey struct {
@@ -70,7 +78,7 @@ type claimKey struct {
 
 func (c *checker) init(s *Sim) {
 	*c = checker{s: s, grants: map[grantKey]model.BootID{}, terms: map[termKey]model.Term{}, writers: map[writerKey]model.HostID{},
-		claims: map[claimKey]model.LockID{}}
+		claims: map[claimKey]claimed{}}
 }
 
 // disturbed notes that a fault began or ended.
@@ -261,22 +269,27 @@ func (c *checker) requested(h *host, r *lease.Request) {
 			c.violate(InvariantTerm, string(h.name), "%s acts on term %d of %s after term %d", h.name, r.Claim.Term, r.Claim.VM.Home, c.terms[k])
 		}
 		c.terms[k] = max(c.terms[k], r.Claim.Term)
-		c.claims[claimKey{h, h.agent.life, r.ID}] = model.VMLock(r.Claim.VM.ID)
+		c.claims[claimKey{h, h.agent.life, r.ID}] = claimed{model.VMLock(r.Claim.VM.ID), !r.Claim.Running, r.Claim.Epoch}
 	case r.ClaimList != nil:
-		c.claims[claimKey{h, h.agent.life, r.ID}] = listOn(r.ClaimList.Datastore)
+		c.claims[claimKey{h, h.agent.life, r.ID}] = claimed{lock: listOn(r.ClaimList.Datastore)}
 	}
 }
 
-// replied: the guard answers its agent. An epoch is granted once.
+// replied: the guard answers its agent. An epoch is granted once, and to an order
+// to start only the one after the epoch that it names.
 func (c *checker) replied(g *guard, r *lease.Reply) {
 	k := claimKey{g.h, g.h.agent.life, r.ID}
-	lock, ok := c.claims[k]
+	asked, ok := c.claims[k]
 	if !ok {
 		return
 	}
 	delete(c.claims, k)
 	if r.Code != lease.CodeOK {
 		return
+	}
+	lock := asked.lock
+	if asked.start && r.Epoch != asked.named+1 {
+		c.violate(InvariantLock, string(lock), "%s was to claim the epoch after %d of %s and was granted %d", g.h.name, asked.named, lock, r.Epoch)
 	}
 	key := grantKey{"", lock, r.Epoch}
 	if before, taken := c.grants[key]; taken && before != g.h.boot {

@@ -3,6 +3,9 @@
 // invariant breaks. The code without a bug must pass all the same seeds.
 //
 //	go run ./test/mutants [-seeds 2000] [NAME…]
+//
+// A bug is sought among the disasters that its entry of the table names, from seed
+// 1 on.
 package main
 
 import (
@@ -11,6 +14,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +28,8 @@ import (
 	"hanok.dev/hanok/internal/sim/mutant"
 )
 
-// The clusters are those of `hanok sim fuzz --hosts 3 --vms 6 --duration 6m`.
+// The clusters are those of `hanok sim fuzz --hosts 3 --vms 6 --duration 6m`, with
+// `--disasters` of the mutant.
 var clusters = fuzz.Config{Hosts: 3, VMs: 6, Duration: 6 * time.Minute}
 
 const (
@@ -37,9 +42,7 @@ const (
 func main() {
 	seeds := flag.Uint64("seeds", 2000, "seeds in which each bug must be found")
 	child := flag.Bool("child", false, "run the seeds in this program: exit status 3 if an invariant breaks")
-	flag.StringVar(&clusters.Theme, "theme", "", "XXX")
-	flag.DurationVar(&clusters.Duration, "duration", clusters.Duration, "XXX")
-	flag.IntVar(&clusters.Hosts, "hosts", clusters.Hosts, "XXX")
+	flag.StringVar(&clusters.Theme, "disasters", "", "with -child: the disasters of its seeds")
 	flag.Parse()
 	if *child {
 		os.Exit(hunt(*seeds))
@@ -81,24 +84,32 @@ func prove(seeds uint64, only []string) error {
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	clean, err := try(root, nil, seeds)
-	if err != nil {
-		return fmt.Errorf("without a bug: %w", err)
-	}
-	if clean.seed != 0 {
-		return fmt.Errorf("the code without a bug breaks %s with seed %d: %s", clean.invariant, clean.seed, clean.detail)
-	}
-	fmt.Printf("no bug: %d seeds pass in %.0f s\n%-24s %6s  %-9s %5s  %s\n", seeds, time.Since(began).Seconds(), "mutant", "seed", "invariant", "time", "rule")
-	survived := 0
+	var list []mutant.Mutant
+	themes := map[string]bool{}
 	for _, m := range mutant.All {
-		if len(only) > 0 && !slices.Contains(only, m.Name) {
-			continue
+		if len(only) == 0 || slices.Contains(only, m.Name) {
+			list = append(list, m)
+			themes[m.Disasters] = true
 		}
+	}
+	for _, theme := range slices.Sorted(maps.Keys(themes)) {
+		began := time.Now()
+		clean, err := try(root, &mutant.Mutant{Disasters: theme}, seeds)
+		if err != nil {
+			return fmt.Errorf("without a bug: %w", err)
+		}
+		if clean.seed != 0 {
+			return fmt.Errorf("the code without a bug breaks %s with seed %d of disasters %q: %s", clean.invariant, clean.seed, nameOf(theme), clean.detail)
+		}
+		fmt.Printf("no bug, %-8s %d seeds pass in %.0f s\n", nameOf(theme)+":", seeds, time.Since(began).Seconds())
+	}
+	fmt.Printf("%-24s %-9s %6s  %-9s %5s  %s\n", "mutant", "disasters", "seed", "invariant", "time", "rule")
+	survived := 0
+	for _, m := range list {
 		began := time.Now()
 		f, err := try(root, &m, seeds)
 		if err != nil { // the rest of the table is worth knowing
-			fmt.Printf("%-24s %6s  %-9s %3.0f s  %v\n", m.Name, "NONE", "FAILED", time.Since(began).Seconds(), err)
+			fmt.Printf("%-24s %-9s %6s  %-9s %3.0f s  %v\n", m.Name, nameOf(m.Disasters), "NONE", "FAILED", time.Since(began).Seconds(), err)
 			survived++
 			continue
 		}
@@ -107,7 +118,7 @@ func prove(seeds uint64, only []string) error {
 			seed, f.invariant = "NONE", "SURVIVED"
 			survived++
 		}
-		fmt.Printf("%-24s %6s  %-9s %3.0f s  %s\n", m.Name, seed, f.invariant, time.Since(began).Seconds(), m.Rule)
+		fmt.Printf("%-24s %-9s %6s  %-9s %3.0f s  %s\n", m.Name, nameOf(m.Disasters), seed, f.invariant, time.Since(began).Seconds(), m.Rule)
 	}
 	if survived > 0 {
 		return fmt.Errorf("%d mutants were not found in %d seeds", survived, seeds)
@@ -115,7 +126,14 @@ func prove(seeds uint64, only []string) error {
 	return nil
 }
 
-// try compiles a mutant, or the code as it is, and lets it run.
+func nameOf(theme string) string {
+	if theme == "" {
+		return "all"
+	}
+	return theme
+}
+
+// try compiles a mutant, or the code as it is if that has no name, and lets it run.
 func try(root string, m *mutant.Mutant, seeds uint64) (finding, error) {
 	dir, err := os.MkdirTemp("", "hanok-mutant-")
 	if err != nil {
@@ -124,7 +142,7 @@ func try(root string, m *mutant.Mutant, seeds uint64) (finding, error) {
 	defer func() { _ = os.RemoveAll(dir) }()
 	bin := filepath.Join(dir, "mutant")
 	args := []string{"build", "-o", bin}
-	if m != nil {
+	if m.Name != "" {
 		overlay, err := m.Overlay(root, dir)
 		if err != nil {
 			return finding{}, err
@@ -137,7 +155,7 @@ func try(root string, m *mutant.Mutant, seeds uint64) (finding, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, bin, "-child", "-seeds", strconv.FormatUint(seeds, 10))
+	cmd := exec.CommandContext(ctx, bin, "-child", "-seeds", strconv.FormatUint(seeds, 10), "-disasters", m.Disasters)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err = cmd.Run()
 	var exit *exec.ExitError

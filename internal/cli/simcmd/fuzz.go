@@ -103,6 +103,7 @@ When an invariant breaks, the scenario is shortened and written to a file that
 	f.IntVar(&cfg.Hosts, "hosts", 5, "hosts of each cluster")
 	f.IntVar(&cfg.VMs, "vms", 20, "VMs of each cluster")
 	f.StringVar(&duration, "duration", "30m", "virtual time of each run")
+	f.StringVar(&cfg.Theme, "disasters", "", "only those of one kind: "+strings.Join(fuzz.Themes(), ", ")+" (default all)")
 	f.StringVar(&out, "out", "", "where the shortened scenario goes (default fuzz-SEED.txtar)")
 	f.StringVarP(&format, "output", "o", "", "json: the result for a program")
 	return cmd

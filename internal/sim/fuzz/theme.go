@@ -69,19 +69,20 @@ func (g *generator) mend(at time.Duration, h string) {
 // hostReturns: a host is cut off from everything, and comes back when others
 // are about to take its VMs over, or when what they took has ended again.
 func (g *generator) hostReturns(at time.Duration, h string) time.Duration {
-	g.paths(at, h, g.pick([]string{"hang", "hang-hard", "unanswered", "lost", "lost"}))
+	g.paths(at, h, g.pick([]string{"hang", "unanswered", "lost", "lost", "lost", "lost"}))
 	g.add(at+g.upTo(500*time.Millisecond), "cut %s both", h)
 	for _, o := range g.others(h) {
-		switch g.rng.IntN(3) {
-		case 0:
+		kind := g.rng.IntN(4) // slow storage, a slow host, or both
+		if kind != 0 {
 			g.paths(at, o, "slow")
-		case 1:
-			g.add(at, "slow %s %s", o, g.between(50*time.Millisecond, 400*time.Millisecond))
+		}
+		if kind != 1 {
+			g.add(at, "slow %s %s", o, g.between(100*time.Millisecond, time.Second))
 		}
 	}
-	back := at + g.lease + g.between(-g.lease/3, 4*time.Second)
+	back := at + g.lease + g.between(-200*time.Millisecond, 7*time.Second)
 	if g.rng.IntN(2) == 0 {
-		g.add(at, "slow %s %s", h, g.between(50*time.Millisecond, 600*time.Millisecond))
+		g.add(at, "slow %s %s", h, g.between(50*time.Millisecond, 400*time.Millisecond))
 	}
 	switch g.rng.IntN(3) {
 	case 0: // its users end what was taken over
@@ -94,9 +95,9 @@ func (g *generator) hostReturns(at time.Duration, h string) time.Duration {
 		}
 	case 1: // it is back for a moment only
 		g.paths(back, h, "none")
-		again := back + g.upTo(1500*time.Millisecond)
+		again := back + g.upTo([]time.Duration{60 * time.Millisecond, 1500 * time.Millisecond}[g.rng.IntN(2)])
 		g.paths(again, h, g.pick([]string{"hang", "unanswered", "unanswered"}))
-		back = again + g.lease + g.between(-time.Second, 4*time.Second)
+		back = again + g.lease + g.between(-200*time.Millisecond, 7*time.Second)
 	}
 	g.paths(back, h, "none")
 	g.add(back+g.between(0, 8*time.Second), "heal %s", h)
@@ -191,38 +192,61 @@ func (g *generator) changingPrimaries(at time.Duration, h string) time.Duration 
 	return end + time.Second
 }
 
-// lateOrders: a primary stands still, or is cut off, between its orders, and they
-// arrive when there is another.
+// lateOrders: a primary, or the host that it orders, stands still or is cut off
+// between order and deed; the order arrives when there is another primary, or
+// when the VM was started and ended elsewhere.
 func (g *generator) lateOrders(at time.Duration, h string) time.Duration {
 	long := g.between(3*time.Second, 15*time.Second)
-	lost := at + g.upTo(2*time.Second)
-	other := g.pick(g.hosts)
+	end := at + long + 8*time.Second
 	switch g.rng.IntN(4) {
-	case 0:
+	case 0, 1:
 		g.add(at, "stall agent %s after %d for %s", h, 1+g.rng.IntN(60), long)
-	case 1:
-		g.add(lost+g.upTo(2*time.Second), "freeze %s for %s", h, long)
+		g.crashes(at, 2*time.Second)
+		g.crashes(at+3*time.Second, long)
 	case 2:
+		g.crashes(at, 2*time.Second)
+		lost := at + g.upTo(2*time.Second)
 		g.add(lost, "cut %s both", h)
-		g.add(lost+g.upTo(2*time.Second), "stop agent %s", h)
+		g.stop(lost+g.upTo(2*time.Second), "agent", h, long)
 		g.add(lost+long, "heal %s", h)
-		g.add(lost+long, "cont agent %s", h)
-	case 3:
-		g.stop(lost+g.upTo(time.Second), "agent", other, long)
-		g.add(lost+g.upTo(time.Second), "slow %s %s", h, g.between(100*time.Millisecond, 500*time.Millisecond))
+		g.crashes(lost+3*time.Second, long)
+	default:
+		end = g.orderWaits(at, h)
 	}
-	for range 2 + g.rng.IntN(g.cfg.VMs) {
-		g.add(at+g.upTo(3*time.Second), "vm crash %s", g.vm())
-	}
-	for range g.rng.IntN(4) {
-		g.add(at+g.upTo(long), "vm stop %s", g.vm())
-		g.add(at+long+g.upTo(10*time.Second), "vm start %s", g.vm())
-	}
-	end := lost + long + 6*time.Second
 	for _, o := range g.hosts {
 		g.mend(end, o)
 	}
 	return end
+}
+
+// crashes ends some VMs within a time.
+func (g *generator) crashes(at, within time.Duration) {
+	for range 2 + g.rng.IntN(g.cfg.VMs) {
+		g.add(at+g.upTo(within), "vm crash %s", g.vm())
+	}
+}
+
+// orderWaits: a host is lost, and one that is ordered to take its VMs stands still
+// with the order in its inbox. Meanwhile others run them, and their users end them.
+func (g *generator) orderWaits(at time.Duration, lost string) time.Duration {
+	rest := g.others(lost)
+	target := g.pick(rest)
+	g.add(at, "power-off %s", lost)
+	ordered := at + g.lease + g.between(0, 2*time.Second)
+	over := ordered + g.between(25*time.Second, 40*time.Second)
+	g.stop(ordered, "agent", target, over-ordered)
+	for _, o := range rest {
+		if o != target {
+			g.add(ordered+g.between(200*time.Millisecond, 3*time.Second), "kill agent %s", o)
+		}
+	}
+	for i := range g.cfg.VMs {
+		if g.rng.IntN(3) > 0 {
+			g.add(over-g.between(time.Second, 8*time.Second), "vm stop vm%d", i+1)
+			g.add(over+g.between(8*time.Second, 12*time.Second), "vm start vm%d", i+1)
+		}
+	}
+	return over + 8*time.Second
 }
 
 // guardsRestart: the guard of a host that nobody hears dies, once or more, while

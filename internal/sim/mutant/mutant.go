@@ -22,32 +22,53 @@ type Mutant struct {
 	File string
 	// Old is the text that New replaces; it must be there exactly once.
 	Old, New string
+	// Also are further changes, for a rule that is kept in several places.
+	Also []Change
+	// Disasters are the ones in which it is to be found, as `hanok sim fuzz
+	// --disasters` names them; empty: all kinds.
+	Disasters string
 }
 
-// Apply returns the file's content with the bug in it.
-func (m Mutant) Apply(src string) (string, error) {
-	if n := strings.Count(src, m.Old); n != 1 {
-		return "", fmt.Errorf("mutant %s: its text is %d times in %s, not once; adapt it to the code", m.Name, n, m.File)
+// Change is a text of a file that another replaces.
+type Change struct{ File, Old, New string }
+
+// Apply returns the changed files' contents, by their names from root, the
+// repository's.
+func (m Mutant) Apply(root string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, c := range append([]Change{{m.File, m.Old, m.New}}, m.Also...) {
+		src, changed := out[c.File]
+		if !changed {
+			data, err := os.ReadFile(filepath.Join(root, c.File))
+			if err != nil {
+				return nil, err
+			}
+			src = string(data)
+		}
+		if n := strings.Count(src, c.Old); n != 1 || c.Old == c.New {
+			return nil, fmt.Errorf("mutant %s: its text is %d times in %s, not once, or stays as it is; adapt it to the code", m.Name, n, c.File)
+		}
+		out[c.File] = strings.Replace(src, c.Old, c.New, 1)
 	}
-	return strings.Replace(src, m.Old, m.New, 1), nil
+	return out, nil
 }
 
-// Overlay writes the changed file and an overlay for `go build -overlay` into
+// Overlay writes the changed files and an overlay for `go build -overlay` into
 // dir, and returns the overlay's path. root is the repository's.
 func (m Mutant) Overlay(root, dir string) (string, error) {
-	src, err := os.ReadFile(filepath.Join(root, m.File))
+	files, err := m.Apply(root)
 	if err != nil {
 		return "", err
 	}
-	text, err := m.Apply(string(src))
-	if err != nil {
-		return "", err
+	replace := map[string]string{}
+	for name, text := range files {
+		changed := filepath.Join(dir, strings.ReplaceAll(name, "/", "-"))
+		if err := os.WriteFile(changed, []byte(text), 0o644); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(root, name)] = changed
 	}
-	changed := filepath.Join(dir, "mutant.go")
-	if err := os.WriteFile(changed, []byte(text), 0o644); err != nil {
-		return "", err
-	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {filepath.Join(root, m.File): changed}})
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": replace})
 	if err != nil {
 		return "", err
 	}

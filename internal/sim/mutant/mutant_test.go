@@ -11,8 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"hanok.dev/hanok/internal/sim/fuzz"
 )
 
 const root = "../../.."
@@ -27,36 +30,36 @@ func TestApply(t *testing.T) {
 	check := newChecker(t)
 	seen := map[string]bool{}
 	for _, m := range All {
-		src, err := os.ReadFile(filepath.Join(root, m.File))
-		if err != nil {
-			t.Fatal(err)
+		got, err := m.Apply(root)
+		disasters := m.Disasters
+		if disasters == "" {
+			disasters = "all"
 		}
-		got, err := m.Apply(string(src))
 		switch {
 		case err != nil:
 			t.Error(err)
 			continue
-		case got == string(src):
-			t.Errorf("mutant %s changes nothing", m.Name)
 		case seen[m.Name]:
 			t.Errorf("mutant %s is there twice", m.Name)
-		case !bytes.Contains(docs, []byte("| "+m.Name+" |")):
-			t.Errorf("docs/mutants.md does not list mutant %s", m.Name)
+		case m.Disasters != "" && !slices.Contains(fuzz.Themes(), m.Disasters):
+			t.Errorf("mutant %s: there are no disasters %q", m.Name, m.Disasters)
+		case !bytes.Contains(docs, []byte("| "+m.Name+" | "+m.Rule+" | "+disasters+" |")):
+			t.Errorf("docs/mutants.md does not list mutant %s with its rule and its disasters (%s)", m.Name, disasters)
 		}
 		seen[m.Name] = true
-		if err := check.compiles(m, got); err != nil {
+		if err := check.compiles(got); err != nil {
 			t.Errorf("mutant %s does not compile: %v", m.Name, err)
 		}
 	}
 	if len(seen) < 20 {
 		t.Errorf("%d mutants are fewer than 20", len(seen))
 	}
-	if err := check.compiles(All[0], "package lease\nvar x int = \"text\"\n"); err == nil {
+	if err := check.compiles(map[string]string{All[0].File: "package lease\nvar x int = \"text\"\n"}); err == nil {
 		t.Error("what does not compile passes")
 	}
 }
 
-// checker type-checks a package with one file replaced, against what the go
+// checker type-checks packages with some of their files replaced, against what the go
 // command has compiled of its imports.
 type checker struct {
 	set      *token.FileSet
@@ -80,8 +83,21 @@ func newChecker(t *testing.T) *checker {
 	return &checker{set, importer.ForCompiler(set, "gc", func(path string) (io.ReadCloser, error) { return os.Open(files[path]) })}
 }
 
-func (c *checker) compiles(m Mutant, text string) error {
-	dir := filepath.Dir(m.File)
+// compiles checks each package of the changed files by itself.
+func (c *checker) compiles(changed map[string]string) error {
+	dirs := map[string]bool{}
+	for name := range changed {
+		dirs[filepath.Dir(name)] = true
+	}
+	for dir := range dirs {
+		if err := c.pack(dir, changed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) pack(dir string, changed map[string]string) error {
 	names, err := filepath.Glob(filepath.Join(root, dir, "*.go"))
 	if err != nil {
 		return err
@@ -89,10 +105,10 @@ func (c *checker) compiles(m Mutant, text string) error {
 	var files []*ast.File
 	for _, n := range names {
 		var src any
-		switch {
-		case strings.HasSuffix(n, "_test.go"):
+		if strings.HasSuffix(n, "_test.go") {
 			continue
-		case filepath.Base(n) == filepath.Base(m.File):
+		}
+		if text, ok := changed[filepath.Join(dir, filepath.Base(n))]; ok {
 			src = text
 		}
 		f, err := parser.ParseFile(c.set, n, src, parser.SkipObjectResolution)
