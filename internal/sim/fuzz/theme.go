@@ -148,7 +148,7 @@ func (g *generator) lostContact(at time.Duration, h string) time.Duration {
 	default:
 		g.add(lost, "cut %s both", h)
 	}
-	back := lost + g.between(500*time.Millisecond, g.lease+3*time.Second)
+	back := lost + g.between(500*time.Millisecond, g.lease+6*time.Second)
 	g.paths(back, h, "none")
 	for _, o := range g.hosts {
 		g.mend(back+g.lease+3*time.Second, o)
