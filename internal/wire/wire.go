@@ -151,12 +151,13 @@ type Node struct {
 
 	setMu   sync.Mutex // serialises SetPeers and Close
 	closed  bool
+	hears   bool // SetPeers was called
 	peers   atomic.Pointer[map[model.HostID]*peer]
 	members atomic.Pointer[map[netip.Addr]bool]
 }
 
-// New listens on all own addresses and returns the node. It has no peers until
-// SetPeers. Close it.
+// New listens on all own addresses and returns the node. Whoever connects waits
+// until SetPeers tells who the members are. Close it.
 func New(cfg Config, handler Handler) (*Node, error) {
 	if cfg.Credentials == nil || cfg.Credentials.Current() == nil || len(cfg.Listen) == 0 {
 		return nil, errors.New("wire: credentials and at least one own address are required")
@@ -188,13 +189,17 @@ func New(cfg Config, handler Handler) (*Node, error) {
 			return nil, fmt.Errorf("wire: listen on network %s: %w", a.Network, err)
 		}
 	}
+	return n, nil
+}
+
+// hear begins to take connections and datagrams.
+func (n *Node) hear() {
 	for _, l := range n.listeners {
 		n.wg.Go(func() { n.acceptLoop(l) })
 	}
 	for _, s := range n.sockets {
 		n.wg.Go(func() { n.receiveLoop(s) })
 	}
-	return n, nil
 }
 
 // Self returns this host's name.
@@ -228,6 +233,10 @@ func (n *Node) SetPeers(peers map[model.HostID]Peer) {
 	}
 	n.members.Store(&members)
 	n.peers.Store(&next)
+	if !n.hears {
+		n.hears = true
+		n.hear()
+	}
 	for id, p := range next {
 		if old[id] == nil {
 			n.wg.Go(p.run)

@@ -60,6 +60,29 @@ func TestMessagesAndDatagrams(t *testing.T) {
 	c.noRefusals(c.hosts...)
 }
 
+// TestMembersWaitForTheirNames: a host that is not told yet who the members are
+// refuses none of them; they wait.
+func TestMembersWaitForTheirNames(t *testing.T) {
+	c := newCluster(t, "host1", "host2")
+	r2 := newRecorder()
+	n2, err := New(c.config("host2"), r2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.nodes["host2"], c.recs["host2"] = n2, r2
+	n1, _ := c.start("host1")
+	if err := n1.Send("host2", []byte("early")); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // long enough for a refusal
+		time.Sleep(10 * time.Millisecond)
+		c.noRefusals("host2")
+	}
+	n2.SetPeers(c.peers())
+	r2.waitFor(t, event{"message", "host1", "early"})
+	c.noRefusals("host1", "host2")
+}
+
 func TestLargestAndTooLarge(t *testing.T) {
 	c := newCluster(t, "host1", "host2")
 	n1, _ := c.start("host1")
