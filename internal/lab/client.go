@@ -23,10 +23,12 @@ import (
 var ErrNotUp = errors.New("the lab is not up")
 
 // Client talks to the supervisor of one lab. Its methods may be called from
-// several goroutines; each ends with its context.
+// several goroutines, but for UseServer; each ends with its context.
 type Client struct {
 	layout layout.Lab
 	http   *http.Client
+	// serverBinary is what UseServer chose; empty: the lab's own.
+	serverBinary string
 }
 
 // Open returns a client of the named lab. It does not talk to it yet.

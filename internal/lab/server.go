@@ -144,8 +144,15 @@ func (c *Client) AdoptHosts(ctx context.Context, host string) error {
 	return err
 }
 
-// binary is the program that the lab's hosts run.
+// UseServer has StartServer and AskServer run another build of hanok than the
+// hosts do, from now on.
+func (c *Client) UseServer(binary string) { c.serverBinary = binary }
+
+// binary is the program of the server: that of the lab, or UseServer's.
 func (c *Client) binary() (string, error) {
+	if c.serverBinary != "" {
+		return c.serverBinary, nil
+	}
 	data, err := os.ReadFile(supervisor.SettingsFile(c.layout))
 	if err != nil {
 		return "", err

@@ -51,6 +51,9 @@ type Options struct {
 	// Binary is the hanok binary; its directory is what hosts see. Empty: the
 	// running one.
 	Binary string
+	// Packages are deb files that are installed in every host in place of
+	// Binary's directory; each host gets a /usr of its own for them.
+	Packages []string
 	// Progress is called with one line for each step. May be nil.
 	Progress func(string)
 }
@@ -113,7 +116,7 @@ func Up(ctx context.Context, o Options) (*Client, error) {
 	if err := u.install(ctx); err != nil {
 		return nil, errors.Join(err, Down(context.WithoutCancel(ctx), u.layout.Name(), nil))
 	}
-	for _, step := range []func(context.Context) error{u.bootHosts, u.startDaemons, u.startVMs} {
+	for _, step := range []func(context.Context) error{u.bootHosts, u.installPackages, u.startDaemons, u.startVMs} {
 		if err := step(ctx); err != nil {
 			return u.client, fmt.Errorf("lab %s: %w (it is left for inspection; remove it with `hanok lab down --lab %s`)",
 				u.layout.Name(), err, u.layout.Name())
@@ -198,7 +201,7 @@ func (u *up) install(ctx context.Context) error {
 		}
 	}
 	settings := supervisor.Settings{BinDir: binDir, GuestDir: guestDir, RebootOnReset: u.RebootOnReset,
-		SyncDisk: u.SyncDisk, Bare: u.Bare}
+		SyncDisk: u.SyncDisk, Bare: u.Bare, Packages: len(u.Packages) > 0}
 	for i := range u.cluster.VMs {
 		v := &u.cluster.VMs[i]
 		if err := createVM(u.layout, u.cluster, v); err != nil {
@@ -263,8 +266,10 @@ func (u *up) installHost(h config.Host, file []byte, neighbours map[string]netip
 	if err := os.WriteFile(inside(paths.ClusterFile), file, 0o600); err != nil {
 		return err
 	}
-	if err := hook.Install(inside(paths.Hook), filepath.Join(layout.HostBin, "hanok-guard")); err != nil {
-		return err
+	if len(u.Packages) == 0 {
+		if err := hook.Install(inside(paths.Hook), filepath.Join(layout.HostBin, "hanok-guard")); err != nil {
+			return err
+		}
 	}
 	// Released when the datastores are initialised: before, the guard could
 	// only complain.

@@ -20,6 +20,12 @@ const settleLimit = 3 * time.Minute
 // and every disk is intact.
 func up(t *testing.T) (context.Context, drill.Drill) {
 	t.Helper()
+	return upWith(t, lab.Options{})
+}
+
+// upWith does so with a lab of other options.
+func upWith(t *testing.T, o lab.Options) (context.Context, drill.Drill) {
+	t.Helper()
 	ctx := context.Background()
 	name := "long"
 	binary, err := filepath.Abs("../../bin/hanok")
@@ -29,7 +35,8 @@ func up(t *testing.T) (context.Context, drill.Drill) {
 	if err := lab.Down(ctx, name, nil); err != nil {
 		t.Fatal(err)
 	}
-	client, err := lab.Up(ctx, lab.Options{Name: name, Binary: binary, Progress: func(s string) { fmt.Println("lab:", s) }})
+	o.Name, o.Binary, o.Progress = name, binary, func(s string) { fmt.Println("lab:", s) }
+	client, err := lab.Up(ctx, o)
 	if client != nil {
 		t.Cleanup(func() {
 			if err := lab.Down(ctx, name, nil); err != nil {

@@ -34,8 +34,8 @@ func (d Drill) ServerStatus(ctx context.Context) (local.Status, error) {
 }
 
 // ServerAgrees returns nil when the server says what the primary says, but for
-// figures that change from one moment to the next.
-func (d Drill) ServerAgrees(ctx context.Context) error {
+// figures that change from one moment to the next, and what more is to be ignored.
+func (d Drill) ServerAgrees(ctx context.Context, more ...cmp.Option) error {
 	own, err := d.Status(ctx)
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func (d Drill) ServerAgrees(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if diff := cmp.Diff(own, there, moving); diff != "" {
+	if diff := cmp.Diff(own, there, append(more, moving)...); diff != "" {
 		return fmt.Errorf("the primary says (-), and the server (+):\n%s", diff)
 	}
 	return nil

@@ -69,12 +69,16 @@ func Init() error {
 	if err := os.MkdirAll(logDir, 0o755); err != nil {
 		return report(err)
 	}
-	os.Setenv("PATH", layout.HostBin+":"+os.Getenv("PATH"))
+	bin := layout.HostBin
+	if spec.Usr != "" {
+		bin = layout.PackageBin
+	}
+	os.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	if _, err := status.WriteString(ready + "\n"); err != nil {
 		return err
 	}
 	status.Close()
-	newServices().run(signals)
+	newServices(bin).run(signals)
 	return nil
 }
 

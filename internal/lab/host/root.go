@@ -28,6 +28,11 @@ func buildRoot(spec Spec) error {
 			return err
 		}
 	}
+	if spec.Usr != "" {
+		if err := ownUsr(spec.Usr, filepath.Join(root, "usr")); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{"tmp", "root", "home", "mnt", "media", "srv", "opt", "old"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
@@ -47,6 +52,11 @@ func buildRoot(spec Spec) error {
 	}
 	if err := os.MkdirAll(filepath.Join(root, "run/lock"), 0o1777); err != nil {
 		return err
+	}
+	if spec.Usr != "" { // by this the scripts of packages know that systemctl works
+		if err := os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755); err != nil {
+			return err
+		}
 	}
 	if err := mountKernel(root, spec); err != nil {
 		return err
@@ -82,6 +92,32 @@ func shareSystemDir(root, dir string) error {
 		return os.Symlink(to, target)
 	}
 	return bind(source, target, true)
+}
+
+// ownUsr lays the host's own changes over the machine's /usr, among them the
+// stand-in for systemctl, which the packages' scripts call.
+func ownUsr(dir, target string) error {
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	first := !exists(upper)
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := mount("overlay", target, "overlay", 0, "lowerdir=/usr,upperdir="+upper+",workdir="+work); err != nil {
+		return err
+	}
+	if first { // this machine's own installation is not the host's
+		for _, name := range []string{"hanok", "hanok-guard"} {
+			if err := os.RemoveAll(filepath.Join(target, "bin", name)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(target, "local/sbin"), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(target, "local/sbin/systemctl"), systemctl, 0o755)
 }
 
 // mountKernel mounts proc with the host's own boot id, sysfs and cgroup v2.

@@ -32,6 +32,10 @@ type Spec struct {
 	NewRoot string
 	// Etc and Var are the host's own directories.
 	Etc, Var string
+	// Usr, if not empty, makes the host one that is installed from packages: its
+	// /usr is its own, with the changes kept in this directory, and has no
+	// binaries of Hanok's until a package brings them.
+	Usr string
 	// Binds are further directories: binaries, guest image, datastores.
 	Binds []Bind
 	// Watchdog is the file to present as /dev/watchdog; empty: none.

@@ -24,6 +24,8 @@ const (
 const (
 	// HostBin is where a host finds the binaries.
 	HostBin = "/opt/hanok/bin"
+	// PackageBin is where packages install the binaries.
+	PackageBin = "/usr/bin"
 	// HostGuest is where a host finds the guests' kernel and initramfs.
 	HostGuest = "/opt/hanok/guest"
 	// HostRun is the lab's own run-time directory inside a host.
@@ -62,6 +64,13 @@ func (l Lab) MountPoint(host, datastore string) string {
 
 // WatchdogDir is where the supervisor presents a host's watchdog device.
 func (l Lab) WatchdogDir(host string) string { return filepath.Join(l.RunDir(), "watchdogs", host) }
+
+// UsrDir holds what packages installed below each host's /usr; it is the
+// supervisor's own mount, and gone with it.
+func (l Lab) UsrDir() string { return filepath.Join(l.RunDir(), "usr") }
+
+// HostUsr is where the changes of a host's /usr are.
+func (l Lab) HostUsr(host string) string { return filepath.Join(l.UsrDir(), host) }
 
 // NewRoot is where a booting host assembles its root file system.
 func (l Lab) NewRoot(host string) string { return filepath.Join(l.RunDir(), "roots", host) }

@@ -19,6 +19,9 @@ type Settings struct {
 	SyncDisk bool `json:"syncDisk"`
 	// Bare: the hosts run libvirtd only.
 	Bare bool `json:"bare"`
+	// Packages: the hosts have no binaries but those that packages install into
+	// a /usr of their own.
+	Packages bool `json:"packages,omitempty"`
 	// VMs are the lab's virtual machines.
 	VMs []VM `json:"vms"`
 }

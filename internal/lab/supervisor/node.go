@@ -174,10 +174,12 @@ func (n *node) separate(from []*node) error {
 func (n *node) spec(r *running) host.Spec {
 	spec := host.Spec{Name: n.name, BootID: r.bootID, NewRoot: n.s.lab.NewRoot(n.name),
 		Etc: n.s.lab.HostEtc(n.name), Var: n.s.lab.HostVar(n.name), CgroupMount: n.s.cgroupMount,
-		Binds: []host.Bind{
-			{Source: n.s.settings.BinDir, Target: layout.HostBin, ReadOnly: true},
-			{Source: n.s.settings.GuestDir, Target: layout.HostGuest, ReadOnly: true},
-		}}
+		Binds: []host.Bind{{Source: n.s.settings.GuestDir, Target: layout.HostGuest, ReadOnly: true}}}
+	if n.s.settings.Packages {
+		spec.Usr = n.s.lab.HostUsr(n.name)
+	} else {
+		spec.Binds = append(spec.Binds, host.Bind{Source: n.s.settings.BinDir, Target: layout.HostBin, ReadOnly: true})
+	}
 	for _, ds := range n.stores {
 		spec.Binds = append(spec.Binds, host.Bind{Source: n.s.lab.MountPoint(n.name, string(ds.Name)), Target: ds.Path})
 	}

@@ -81,6 +81,11 @@ func Run(ctx context.Context, lab layout.Lab) error {
 		return err
 	}
 	defer s.observer.Stop()
+	if s.settings.Packages {
+		if err := mountUsr(lab); err != nil {
+			return err
+		}
+	}
 	if err := s.addNodes(); err != nil {
 		return err
 	}
@@ -148,6 +153,18 @@ func networks(c *config.Cluster) []network.Network {
 		out = append(out, net)
 	}
 	return out
+}
+
+// mountUsr makes room for what packages install. It must be a file system that
+// can hold the changes of an overlay, which the lab's own directory may not be.
+func mountUsr(lab layout.Lab) error {
+	if err := os.MkdirAll(lab.UsrDir(), 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", lab.UsrDir(), "tmpfs", 0, "mode=700"); err != nil {
+		return fmt.Errorf("room for the packages of the hosts: %w", err)
+	}
+	return nil
 }
 
 func (s *Supervisor) addNodes() error {
