@@ -239,6 +239,8 @@ func (a *Agent) fail(err error, remedy string) {
 // initialise reads identity and configuration and opens the transport, trying
 // again until it succeeds; false when ctx ended or the local API failed.
 func (a *Agent) initialise(ctx context.Context, failed chan error) bool {
+	var servers renewal
+	defer servers.close()
 	for {
 		t := a.prepare(ctx)
 		if t == nil {
@@ -246,6 +248,7 @@ func (a *Agent) initialise(ctx context.Context, failed chan error) bool {
 			return true
 		}
 		a.fail(t.err, t.remedy)
+		servers.open(a, t.err)
 		select {
 		case <-ctx.Done():
 			return false

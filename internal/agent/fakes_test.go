@@ -265,6 +265,8 @@ type rig struct {
 	client *local.Client
 	remote func(*config.Cluster, model.HostID, http.Handler) (Remote, error)
 	trust  Trust
+	// certified is asked before the transport opens.
+	certified func() error
 	// dialPeer is Ports.DialPeer.
 	dialPeer func(*config.Cluster, model.HostID) (Teller, error)
 	// gateways and names are this host's routes and its DNS.
@@ -312,10 +314,18 @@ func newRig(t *testing.T, prepare func(*rig)) *rig {
 
 func (r *rig) ports() Ports {
 	return Ports{
-		OpenRemote:    r.remote,
-		Trust:         r.trust,
-		DialPeer:      r.dialPeer,
-		OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) { r.net.recv = rc; return r.net, nil },
+		OpenRemote: r.remote,
+		Trust:      r.trust,
+		DialPeer:   r.dialPeer,
+		OpenTransport: func(_ *config.Cluster, rc Receiver) (Transport, error) {
+			if r.certified != nil {
+				if err := r.certified(); err != nil {
+					return nil, err
+				}
+			}
+			r.net.recv = rc
+			return r.net, nil
+		},
 		DialGuard: func(context.Context) (Guard, error) {
 			select {
 			case g := <-r.guard:

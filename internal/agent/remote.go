@@ -49,7 +49,7 @@ func (a *Agent) remoteHandler(run context.Context) http.Handler {
 	mux.HandleFunc("GET "+local.PathStatus, a.serveStatus)
 	mux.HandleFunc("POST "+local.PathAdmin, a.serveAdmin("through a server"))
 	mux.HandleFunc("GET "+local.PathConfig, a.serveConfig)
-	a.trustRoutes(mux)
+	a.trustRoutes(mux, true)
 	mux.HandleFunc("GET "+local.PathFollow, func(w http.ResponseWriter, r *http.Request) { a.serveFollow(run, w, r) })
 	mux.HandleFunc("POST "+local.PathPeer, func(w http.ResponseWriter, r *http.Request) { a.servePeer(run, w, r) })
 	return mux

@@ -9,6 +9,7 @@ import (
 
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
 )
 
@@ -20,14 +21,52 @@ type Trust interface {
 	Install(authorities, certificate []byte) (dropped bool, err error)
 }
 
-// trustRoutes are the paths for servers about trust.
-func (a *Agent) trustRoutes(mux *http.ServeMux) {
+// trustRoutes are the paths for servers about trust. working says that the agent
+// does: sessions to end, and a machine to tell, are there only then.
+func (a *Agent) trustRoutes(mux *http.ServeMux, working bool) {
 	if a.cfg.Ports.Trust == nil {
 		return
 	}
 	mux.HandleFunc("GET "+local.PathTrust, func(w http.ResponseWriter, _ *http.Request) { a.replyTrust(w) })
 	mux.HandleFunc("POST "+local.PathTrustRequest, a.serveTrustRequest)
-	mux.HandleFunc("POST "+local.PathTrustInstall, a.serveTrustInstall)
+	mux.HandleFunc("POST "+local.PathTrustInstall, func(w http.ResponseWriter, r *http.Request) { a.serveTrustInstall(w, r, working) })
+}
+
+// renewal lets servers in while this agent cannot work because its certificate
+// has ended: for its status, and for another certificate.
+type renewal struct {
+	remote  Remote
+	host    model.HostID
+	version uint64 // of the cluster file
+}
+
+// open listens when why is that the certificate has ended.
+func (r *renewal) open(a *Agent, why error) {
+	var refused *pki.Refused
+	if !errors.As(why, &refused) || refused.Reason != pki.ReasonExpired || a.cfg.Ports.OpenRemote == nil || a.cfg.Ports.Trust == nil {
+		r.close()
+		return
+	}
+	c := a.setup.Load().cluster
+	if r.remote != nil && r.host == a.host && r.version == c.Version {
+		return
+	}
+	r.close()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+local.PathStatus, a.serveStatus)
+	a.trustRoutes(mux, false)
+	remote, err := a.cfg.Ports.OpenRemote(c, a.host, mux)
+	if err != nil {
+		a.log.Warn("a server cannot give this host another certificate", "err", err)
+	}
+	r.remote, r.host, r.version = remote, a.host, c.Version
+}
+
+func (r *renewal) close() {
+	if r.remote != nil {
+		_ = r.remote.Close() // whoever was in it asks again
+	}
+	r.remote = nil
 }
 
 func (a *Agent) replyTrust(w http.ResponseWriter) {
@@ -52,7 +91,7 @@ func (a *Agent) serveTrustRequest(w http.ResponseWriter, _ *http.Request) {
 	reply(w, local.TrustRequest{Request: string(b)})
 }
 
-func (a *Agent) serveTrustInstall(w http.ResponseWriter, r *http.Request) {
+func (a *Agent) serveTrustInstall(w http.ResponseWriter, r *http.Request, working bool) {
 	var in local.TrustInstall
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, local.MaxBody))
 	dec.DisallowUnknownFields()
@@ -75,13 +114,17 @@ func (a *Agent) serveTrustInstall(w http.ResponseWriter, r *http.Request) {
 		refuse(w, status, err, "")
 		return
 	}
-	if dropped {
+	if dropped && working {
 		// Sessions that rest on an authority that is not trusted any more end.
 		if err := a.transport.Reauthenticate(); err != nil {
 			a.log.Error("the connections to the other hosts were not made anew", "err", err)
 		}
 	}
-	a.tellTrust(r, before, in.Certificate != "", dropped)
+	if working {
+		a.tellTrust(r, before, in.Certificate != "", dropped)
+	} else {
+		a.log.Info("a server gave this host another certificate", "ended", before.Expires)
+	}
 	a.replyTrust(w)
 }
 

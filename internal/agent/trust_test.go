@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -31,6 +32,15 @@ type renewalRig struct {
 
 func newRenewalRig(t *testing.T) *renewalRig {
 	t.Helper()
+	rr := newRenewalRigFor(t, time.Hour)
+	rr.started()
+	return rr
+}
+
+// newRenewalRigFor is a rig whose certificate lasts for life; the agent may not
+// work yet.
+func newRenewalRigFor(t *testing.T, life time.Duration) *renewalRig {
+	t.Helper()
 	rr := &renewalRig{}
 	var err error
 	if rr.ca, err = pki.NewAuthority("test", time.Time{}); err != nil {
@@ -42,7 +52,7 @@ func newRenewalRig(t *testing.T) *renewalRig {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "pki")
-	if err := pki.Enrol(dir, pki.EncodeCerts(rr.ca.Cert), rr.sign(t, rr.ca, request, "host1", time.Hour), key, id); err != nil {
+	if err := pki.Enrol(dir, pki.EncodeCerts(rr.ca.Cert), rr.sign(t, rr.ca, request, "host1", life), key, id); err != nil {
 		t.Fatal(err)
 	}
 	rr.keeper = pki.NewKeeper(dir)
@@ -55,13 +65,61 @@ func newRenewalRig(t *testing.T) *renewalRig {
 	rr.rig = newRig(t, func(r *rig) {
 		r.write("cluster.yaml", strings.ReplaceAll(clusterYAML, "10.0.0.1", "127.0.0.1"))
 		r.trust = rr.keeper
+		r.certified = func() error { return rr.keeper.Current().Check(time.Now()) }
 		r.remote = func(c *config.Cluster, self model.HostID, h http.Handler) (Remote, error) {
 			x := newRemote(self, rr.keeper.Load, rr.addr.Port(), slog.New(slog.DiscardHandler), h)
 			return x, x.Configure(c)
 		}
 	})
-	rr.started()
 	return rr
+}
+
+// An agent that starts with a certificate that has ended cannot work. A server may
+// give it another then, and ask for its status, and nothing else; it works at once.
+func TestEndedCertificateIsRenewedBeforeTheAgentWorks(t *testing.T) {
+	r := newRenewalRigFor(t, -time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	trusts := pki.EncodeCerts(r.ca.Cert)
+	usual := r.server(t, r.ca, trusts, time.Hour)
+	var refused *pki.Refused
+	for { // until it listens
+		_, err := usual.Trust(ctx)
+		if errors.As(err, &refused) {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused.Reason != pki.ReasonExpired {
+		t.Fatal(refused)
+	}
+	last := r.keeper.Current().Expires
+	lapsed := local.NewLapsedClient(r.serverCredentials(t, r.ca, trusts, time.Hour), "host1", []netip.AddrPort{r.addr},
+		func(c *x509.Certificate) bool { return c.NotAfter.Equal(last) })
+	t.Cleanup(lapsed.Close)
+	if s, err := lapsed.Status(ctx); err != nil || !strings.Contains(s.Local.Error, "expired") {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := lapsed.Config(ctx); err == nil {
+		t.Error("it answers more than it must")
+	}
+	request, err := lapsed.RequestCertificate(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lapsed.InstallTrust(ctx, local.TrustInstall{Authorities: string(trusts), Certificate: string(r.sign(t, r.ca, request, "host1", time.Hour))}); err != nil {
+		t.Fatal(err)
+	}
+	r.started()
+	for { // until it listens again, for all
+		if _, err := usual.Config(ctx); err == nil {
+			break
+		} else if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (r *renewalRig) sign(t *testing.T, ca *pki.Authority, request []byte, host model.HostID, life time.Duration) []byte {
@@ -80,6 +138,13 @@ func (r *renewalRig) sign(t *testing.T, ca *pki.Authority, request []byte, host 
 // server is a client with the certificate of a server, which lasts for life.
 func (r *renewalRig) server(t *testing.T, ca *pki.Authority, trusts []byte, life time.Duration) *local.Client {
 	t.Helper()
+	c := local.NewRemoteClient(r.serverCredentials(t, ca, trusts, life), "host1", []netip.AddrPort{r.addr})
+	t.Cleanup(c.Close)
+	return c
+}
+
+func (r *renewalRig) serverCredentials(t *testing.T, ca *pki.Authority, trusts []byte, life time.Duration) func() (*pki.Credentials, error) {
+	t.Helper()
 	key, _, err := pki.NewRequest(pki.Identity{Cluster: "test", Server: "s1"})
 	if err != nil {
 		t.Fatal(err)
@@ -96,9 +161,7 @@ func (r *renewalRig) server(t *testing.T, ca *pki.Authority, trusts []byte, life
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := local.NewRemoteClient(func() (*pki.Credentials, error) { return creds, nil }, "host1", []netip.AddrPort{r.addr})
-	t.Cleanup(c.Close)
-	return c
+	return func() (*pki.Credentials, error) { return creds, nil }
 }
 
 // A running agent takes a renewed certificate and another authority without a

@@ -150,12 +150,36 @@ func (c *Credentials) ClientTLS(protocol string, expect func(Identity) error) *t
 	return conf
 }
 
+// LapsedTLS is ClientTLS for a peer whose certificate may have ended: known is
+// asked whether the end of that very certificate is forgiven. Nothing else about
+// it is.
+func (c *Credentials) LapsedTLS(protocol string, expect func(Identity) error, known func(*x509.Certificate) bool) *tls.Config {
+	conf := c.ClientTLS(protocol, expect)
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		now := time.Now()
+		if len(cs.PeerCertificates) > 0 {
+			if leaf := cs.PeerCertificates[0]; now.After(leaf.NotAfter) && known(leaf) {
+				now = leaf.NotAfter
+			}
+		}
+		return c.checkAt(cs, x509.ExtKeyUsageServerAuth, protocol, expect, now)
+	}
+	return conf
+}
+
+// Certificate is the host's or server's own.
+func (c *Credentials) Certificate() *x509.Certificate { return c.cert.Leaf }
+
 func (c *Credentials) base(protocol string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{c.cert}, NextProtos: []string{protocol}}
 }
 
 func (c *Credentials) check(cs tls.ConnectionState, usage x509.ExtKeyUsage, protocol string, accept func(Identity) error) error {
-	id, err := verify(c.ca, cs.PeerCertificates, usage, time.Now())
+	return c.checkAt(cs, usage, protocol, accept, time.Now())
+}
+
+func (c *Credentials) checkAt(cs tls.ConnectionState, usage x509.ExtKeyUsage, protocol string, accept func(Identity) error, now time.Time) error {
+	id, err := verify(c.ca, cs.PeerCertificates, usage, now)
 	if err != nil {
 		return err
 	}

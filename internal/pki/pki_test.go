@@ -167,6 +167,48 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// The end of a certificate is forgiven where somebody knows that very one, and
+// nothing else about it is.
+func TestLapsed(t *testing.T) {
+	ca := authority(t, "seoul-1")
+	server := issue(t, ca, "control", Options{})
+	ended := Options{Expires: time.Now().Add(-time.Minute)}
+	host := issue(t, ca, "host1", ended)
+	only := func(id Identity) error {
+		if id.Host != "host1" {
+			return refuse(ReasonWrongHost, "it is %s", id)
+		}
+		return nil
+	}
+	last := func(c *x509.Certificate) bool { return c.Equal(host.Certificate()) }
+	all := func(*x509.Certificate) bool { return true }
+	for name, tt := range map[string]struct {
+		peer  *Credentials
+		known func(*x509.Certificate) bool
+		want  Reason
+	}{
+		"the one that is known": {host, last, ""},
+		"an earlier one":        {issue(t, ca, "host1", Options{Expires: time.Now().Add(-time.Hour)}), last, ReasonExpired},
+		"another host's":        {issue(t, ca, "host2", ended), all, ReasonWrongHost},
+		"a foreign CA's":        {issue(t, authority(t, "seoul-1"), "host1", ended), all, ReasonForeignCA},
+		"one that has not ended": {issue(t, ca, "host1", Options{}), func(*x509.Certificate) bool {
+			t.Error("somebody was asked")
+			return false
+		}, ""},
+	} {
+		var r *Refused
+		_, ce := shake(t, careless(tt.peer.ServerTLS("p/1", anyone)), server.LapsedTLS("p/1", only, tt.known))
+		if tt.want == "" && ce != nil || tt.want != "" && (!errors.As(ce, &r) || r.Reason != tt.want) {
+			t.Errorf("%s: %v, want %q", name, ce, tt.want)
+		}
+	}
+	// Who shows it as a client is refused all the same.
+	var r *Refused
+	if se, _ := shake(t, server.ServerTLS("p/1", anyone), careless(host.ClientTLS("p/1", anyone))); !errors.As(se, &r) || r.Reason != ReasonExpired {
+		t.Errorf("as a client: %v", se)
+	}
+}
+
 // issueRaw makes credentials with given URI names, which Issue would not.
 func issueRaw(t *testing.T, caDir string, uris ...string) *Credentials {
 	t.Helper()

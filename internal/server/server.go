@@ -53,6 +53,9 @@ type Config struct {
 	// server of the cluster's authority. With neither no background work is done
 	// here.
 	Dial work.Dial
+	// DialLapsed makes connections to agents whose certificate has ended. Default,
+	// with AgentPort: TLS; otherwise none.
+	DialLapsed work.DialLapsed
 	// AgentPort is where agents listen for servers.
 	AgentPort uint16
 	// Given finds the server's credentials towards agents of a cluster whose
@@ -157,12 +160,12 @@ func (s *Server) Start(ctx context.Context) (err error) {
 	}
 	s.trust = trust.New(trust.Config{Store: s.store, Server: s.cfg.Name, HostLife: s.cfg.HostLife, Given: s.cfg.Given})
 	if s.cfg.Dial == nil && s.cfg.AgentPort != 0 {
-		s.cfg.Dial = work.TLS(s.trust.Credentials, s.cfg.AgentPort)
+		s.cfg.Dial, s.cfg.DialLapsed = work.TLS(s.trust.Credentials, s.cfg.AgentPort)
 	}
 	s.api = api.New(s.store, s.cache, work.Ask(s.cache, s.cfg.Dial))
 	if s.cfg.Dial != nil {
 		s.goes(func() {
-			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, Log: s.log, Interval: s.cfg.Interval,
+			work.Run(run, work.Config{Name: s.cfg.Name, Store: s.store, Cache: s.cache, Dial: s.cfg.Dial, DialLapsed: s.cfg.DialLapsed, Log: s.log, Interval: s.cfg.Interval,
 				Trust: s.trust, TrustInterval: s.cfg.TrustInterval})
 		})
 	}

@@ -16,6 +16,7 @@ import (
 
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/pki"
 )
 
 // ErrUnreachable: no agent answers on the socket.
@@ -151,7 +152,8 @@ func (c *Client) answer(ctx context.Context, method, path string, in any) (*http
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
+		var refused *pki.Refused // of one of its addresses; says more than that another is not there
+		if errors.As(err, &op) && op.Op == "dial" && !errors.As(err, &refused) {
 			return nil, fmt.Errorf("%w on %s: %w", ErrUnreachable, c.socket, op.Err)
 		}
 		if errors.Is(err, context.DeadlineExceeded) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,16 +31,23 @@ const (
 // credentials are asked for at each handshake. The addresses are tried in order.
 // It keeps one idle connection; close it with Close.
 func NewRemoteClient(credentials func() (*pki.Credentials, error), host model.HostID, addresses []netip.AddrPort) *Client {
-	return newRemoteClient(credentials, RemoteProtocol, host, addresses, false)
+	return newRemoteClient(credentials, RemoteProtocol, host, addresses, false, nil)
+}
+
+// NewLapsedClient is NewRemoteClient for a host whose certificate has ended, to
+// give it another: known is asked whether the end of the one that it shows is
+// forgiven.
+func NewLapsedClient(credentials func() (*pki.Credentials, error), host model.HostID, addresses []netip.AddrPort, known func(*x509.Certificate) bool) *Client {
+	return newRemoteClient(credentials, RemoteProtocol, host, addresses, false, known)
 }
 
 // NewPeerClient returns a client for a host's agent, for another host of its
 // cluster: it may Tell. It keeps no connection.
 func NewPeerClient(credentials func() (*pki.Credentials, error), host model.HostID, addresses []netip.AddrPort) *Client {
-	return newRemoteClient(credentials, PeerProtocol, host, addresses, true)
+	return newRemoteClient(credentials, PeerProtocol, host, addresses, true, nil)
 }
 
-func newRemoteClient(credentials func() (*pki.Credentials, error), protocol string, host model.HostID, addresses []netip.AddrPort, once bool) *Client {
+func newRemoteClient(credentials func() (*pki.Credentials, error), protocol string, host model.HostID, addresses []netip.AddrPort, once bool, known func(*x509.Certificate) bool) *Client {
 	expect := func(id pki.Identity) error {
 		if id.Host != host {
 			return &pki.Refused{Reason: pki.ReasonWrongHost, Detail: fmt.Sprintf("%s answers where %s was expected", id, host)}
@@ -52,6 +60,9 @@ func newRemoteClient(credentials func() (*pki.Credentials, error), protocol stri
 			return nil, err
 		}
 		conf := creds.ClientTLS(protocol, expect)
+		if known != nil {
+			conf = creds.LapsedTLS(protocol, expect, known)
+		}
 		errs := []error{ErrUnreachable}
 		for _, a := range addresses {
 			c, err := dialTLS(ctx, a, conf)

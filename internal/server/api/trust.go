@@ -140,6 +140,9 @@ func (a Trust) EnrolHost(ctx context.Context, r *hanokv1.EnrolHostRequest) (*han
 	e := &hanokv1.Event{Id: "server-" + id, Cluster: token.Cluster, Time: timestamppb.Now(), By: "server", Severity: "info", Kind: "admin", Host: string(token.Host),
 		Text: fmt.Sprintf("%s was enrolled from %s", token.Host, from), Cause: "with a token that " + token.By + " made", Principal: token.By}
 	t.Put(state.EventKey(token.Cluster, e.Id), state.Encode(e))
+	// From now on no certificate before this one is the host's last.
+	t.Put(state.HostTrustKey(token.Cluster, string(token.Host)), state.Encode(&hanokv1.HostTrust{Host: string(token.Host),
+		Expires: timestamppb.New(expires), Issuer: auth.Fingerprints()[0], Authorities: auth.Fingerprints()}))
 	if err := a.commit(ctx, t); err != nil {
 		return nil, err
 	}

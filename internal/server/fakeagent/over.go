@@ -23,7 +23,7 @@ import (
 // /HOST.
 func (f *Cluster) Handler() http.Handler {
 	mux := http.NewServeMux()
-	agent := func(r *http.Request) *Agent { return &Agent{f, model.HostID(r.PathValue("host"))} }
+	agent := func(r *http.Request) *Agent { return &Agent{f: f, host: model.HostID(r.PathValue("host"))} }
 	answer := func(w http.ResponseWriter, v any, err error) {
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)

@@ -2,11 +2,15 @@ package fakeagent
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"time"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
+	"hanok.dev/hanok/internal/server/work"
 )
 
 var errNoTrust = errors.New("this agent has no certificate")
@@ -40,7 +44,18 @@ func (a *Agent) keeper() (*pki.Keeper, error) {
 	case k == nil:
 		return nil, errNoTrust
 	default:
+		// What a handshake would say.
+		if c := k.Current(); c != nil && time.Now().After(c.Expires) && (a.known == nil || !a.known(c.Certificate())) {
+			return nil, &pki.Refused{Reason: pki.ReasonExpired, Detail: "it has ended"}
+		}
 		return k, nil
+	}
+}
+
+// DialLapsed is work.DialLapsed for a set of clusters.
+func DialLapsed(find func(cluster string) *Cluster) work.DialLapsed {
+	return func(c *config.Cluster, host model.HostID, known func(*x509.Certificate) bool) (work.Agent, error) {
+		return &Agent{find(c.ID), host, known}, nil
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -27,6 +28,9 @@ const (
 	HostLife = 90 * 24 * time.Hour
 	// identityLife is that of the server's identity towards agents, identityTurn
 	// when it is replaced by a new key.
+	// LapsedLimit is how long after its end the certificate that a host had last
+	// is enough for the server to give it another.
+	LapsedLimit  = 90 * 24 * time.Hour
 	identityLife = 48 * time.Hour
 	identityTurn = 24 * time.Hour
 )
@@ -136,6 +140,13 @@ func (b *Book) Issue(a *Authorities, c *config.Cluster, host model.HostID, reque
 		return nil, time.Time{}, err
 	}
 	return pki.EncodeCerts(leaf), expires, nil
+}
+
+// Forgiven reports whether a host's certificate that has ended is enough to give
+// that host another: it is the one that the host had last, by its end, and ended
+// not too long ago.
+func (b *Book) Forgiven(cert *x509.Certificate, last time.Time) bool {
+	return cert.NotAfter.Equal(last) && b.now().Sub(last) <= LapsedLimit
 }
 
 // Due reports whether a host's certificate is to be renewed: a third of its life

@@ -293,6 +293,25 @@ func TestCertificatesOfHosts(t *testing.T) {
 	}
 }
 
+// Only the certificate that a host had last is enough to renew it after its end,
+// and not for ever.
+func TestWhichEndIsForgiven(t *testing.T) {
+	b, clock := book(t)
+	end := clock.now().Add(-time.Second).Truncate(time.Second)
+	cert := &x509.Certificate{NotAfter: end}
+	if !b.Forgiven(cert, end) || b.Forgiven(cert, end.Add(time.Second)) || b.Forgiven(cert, time.Time{}) {
+		t.Error("not the last one, or another")
+	}
+	clock.pass(LapsedLimit - 10*time.Second)
+	if !b.Forgiven(cert, end) {
+		t.Error("too early an end")
+	}
+	clock.pass(time.Minute)
+	if b.Forgiven(cert, end) {
+		t.Error("forgiven for ever")
+	}
+}
+
 // Whose certificates were made by hand gets no authority that no host trusts.
 func TestByHand(t *testing.T) {
 	b, _ := book(t)

@@ -3,6 +3,7 @@ package work
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/state"
 	"hanok.dev/hanok/internal/server/trust"
 	"hanok.dev/hanok/internal/store"
@@ -104,6 +106,13 @@ func (f *follower) hostTrust(ctx context.Context, c *config.Cluster, a *trust.Au
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	t, err := agent.Trust(ctx)
+	var refused *pki.Refused
+	if errors.As(err, &refused) && refused.Reason == pki.ReasonExpired && f.w.DialLapsed != nil {
+		if agent, err = f.w.DialLapsed(c, host, f.forgiven(ctx, host)); err == nil {
+			defer agent.Close()
+			t, err = agent.Trust(ctx)
+		}
+	}
 	if err == nil && t.Host != host {
 		err = fmt.Errorf("it calls itself %s", t.Host)
 	}
@@ -143,6 +152,36 @@ func (f *follower) hostTrust(ctx context.Context, c *config.Cluster, a *trust.Au
 	}
 	out.Expires, out.Issuer, out.Authorities = timestamppb.New(t.Expires), t.Issuer, t.Authorities
 	return out
+}
+
+// forgiven is which ended certificate of a host is forgiven.
+func (f *follower) forgiven(ctx context.Context, host model.HostID) func(*x509.Certificate) bool {
+	last, err := f.lastTrust(ctx, host)
+	return func(cert *x509.Certificate) bool {
+		if err != nil || last == nil || !f.w.Trust.Forgiven(cert, last.Expires.AsTime()) {
+			return false
+		}
+		f.w.Log.Warn("the certificate of a host has ended; it was the host's last, and is enough to give it another",
+			"cluster", f.name, "host", host, "ended", cert.NotAfter)
+		return true
+	}
+}
+
+// lastTrust is what a host said last; nil when it never spoke.
+func (f *follower) lastTrust(ctx context.Context, host model.HostID) (*hanokv1.HostTrust, error) {
+	key := state.HostTrustKey(f.name, string(host))
+	it, err := f.w.Store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	h, err := state.Decode[hanokv1.HostTrust](key, it.Value)
+	if err != nil || h.Expires == nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // noteTrust keeps a host's account, and writes it down when it changed. A host

@@ -2,6 +2,7 @@ package work
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,10 +37,17 @@ type Agent interface {
 // Dial makes a connection to the agent of a host of a cluster file.
 type Dial func(c *config.Cluster, host model.HostID) (Agent, error)
 
+// DialLapsed is Dial for a host whose certificate has ended, to give it another
+// and for nothing else: known is asked whether the end of the one that it shows is
+// forgiven.
+type DialLapsed func(c *config.Cluster, host model.HostID, known func(*x509.Certificate) bool) (Agent, error)
+
 // TLS dials agents with the server's certificate of the cluster.
-func TLS(credentials func(ctx context.Context, clusterID string) (*pki.Credentials, error), port uint16) Dial {
-	return func(c *config.Cluster, host model.HostID) (Agent, error) {
-		var addrs []netip.AddrPort
+func TLS(credentials func(ctx context.Context, clusterID string) (*pki.Credentials, error), port uint16) (Dial, DialLapsed) {
+	of := func(c *config.Cluster) func() (*pki.Credentials, error) {
+		return func() (*pki.Credentials, error) { return credentials(context.Background(), c.ID) }
+	}
+	at := func(c *config.Cluster, host model.HostID) (addrs []netip.AddrPort) {
 		if h := c.HostByName(host); h != nil {
 			for _, n := range c.HeartbeatNetworks() {
 				if a := h.AddressOf(n); a.IsValid() {
@@ -47,8 +55,15 @@ func TLS(credentials func(ctx context.Context, clusterID string) (*pki.Credentia
 				}
 			}
 		}
-		return local.NewRemoteClient(func() (*pki.Credentials, error) { return credentials(context.Background(), c.ID) }, host, addrs), nil
+		return addrs
 	}
+	dial := func(c *config.Cluster, host model.HostID) (Agent, error) {
+		return local.NewRemoteClient(of(c), host, at(c, host)), nil
+	}
+	lapsed := func(c *config.Cluster, host model.HostID, known func(*x509.Certificate) bool) (Agent, error) {
+		return local.NewLapsedClient(of(c), host, at(c, host), known), nil
+	}
+	return dial, lapsed
 }
 
 // Config sets the work up.
@@ -58,7 +73,9 @@ type Config struct {
 	Store *store.Store
 	Cache *state.Cache
 	Dial  Dial
-	Log   *slog.Logger
+	// DialLapsed reaches hosts whose certificate has ended; nil: they need a token.
+	DialLapsed DialLapsed
+	Log        *slog.Logger
 	// Interval is how often the primary is asked. Default 1 s.
 	Interval time.Duration
 	// Trust looks after the hosts' certificates; nil: nobody does.
