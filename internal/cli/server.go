@@ -2,10 +2,11 @@ package cli
 
 import (
 	"errors"
-	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,7 +90,7 @@ func newServer(a *app) *cobra.Command {
 			FirstRun: func(link string) {
 				i18n.Fprintf(c.OutOrStdout(), "No user exists yet. This link makes the first administrator; it works once, within 24 hours:\n  %s\nIn a browser, or: hanok login 'LINK' --user NAME\n", link)
 			},
-			AgentPort: local.RemotePort, Given: credentialsIn(certs), HostLife: hostLife, TrustInterval: min(time.Minute, hostLife/30)})
+			AgentPort: local.RemotePort, Given: credentialsIn(certs, log), HostLife: hostLife, TrustInterval: min(time.Minute, hostLife/30)})
 		if err != nil {
 			return err
 		}
@@ -102,21 +103,26 @@ func newServer(a *app) *cobra.Command {
 	return cmd
 }
 
-// credentialsIn finds the certificate of a cluster among directories. They are
-// read each time, so that a renewed one counts.
-func credentialsIn(dirs []string) func(string) (*pki.Credentials, error) {
-	return func(cluster string) (*pki.Credentials, error) {
-		errs := []error{fmt.Errorf("no certificate for cluster %q: `hanok pki issue --server NAME`, and give the directory as --cluster-pki", cluster)}
+// credentialsIn are the servers' certificates in directories, one for each cluster.
+// They are read each time, so that a renewed one counts; what cannot be read is
+// told once.
+func credentialsIn(dirs []string, log *slog.Logger) func() []*pki.Credentials {
+	var told sync.Map
+	return func() (out []*pki.Credentials) {
 		for _, d := range dirs {
 			c, err := pki.Load(d)
-			switch {
-			case err != nil:
-				errs = append(errs, err)
-			case c.Identity.Cluster == cluster && c.Identity.Server != "":
-				return c, nil
+			if err == nil && c.Identity.Server == "" {
+				err = errors.New("it is a host's certificate; make a server's: hanok pki issue --server NAME")
+			}
+			if err == nil {
+				out = append(out, c)
+				continue
+			}
+			if _, again := told.LoadOrStore(d+err.Error(), true); !again {
+				log.Warn("a directory of --cluster-pki cannot be used", "directory", d, "err", err)
 			}
 		}
-		return nil, errors.Join(errs...)
+		return out
 	}
 }
 

@@ -167,6 +167,36 @@ func (c *Credentials) LapsedTLS(protocol string, expect func(Identity) error, kn
 	return conf
 }
 
+// PEM is what Parse reads: the authorities, the certificate, and its key.
+func (c *Credentials) PEM() (authorities, certificate, key []byte, err error) {
+	der, err := x509.MarshalPKCS8PrivateKey(c.key)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return EncodeCerts(c.Authorities...), EncodeCerts(c.cert.Leaf), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// Parse reads credentials that PEM wrote.
+func Parse(authorities, certificate, key []byte) (*Credentials, error) {
+	cas, err := ParseCerts(authorities)
+	if err != nil {
+		return nil, fmt.Errorf("authorities: %w", err)
+	}
+	certs, err := ParseCerts(certificate)
+	if err != nil || len(certs) != 1 {
+		return nil, errors.Join(errors.New("certificate: there must be one"), err)
+	}
+	signer, err := parseKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	k, ok := signer.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, errors.New("key: it is no ECDSA key")
+	}
+	return NewCredentials(cas, certs[0], k)
+}
+
 // Certificate is the host's or server's own.
 func (c *Credentials) Certificate() *x509.Certificate { return c.cert.Leaf }
 

@@ -58,9 +58,9 @@ type Config struct {
 	DialLapsed work.DialLapsed
 	// AgentPort is where agents listen for servers.
 	AgentPort uint16
-	// Given finds the server's credentials towards agents of a cluster whose
-	// certificates were made by hand; nil: none.
-	Given func(clusterID string) (*pki.Credentials, error)
+	// Given are the server's credentials towards agents of clusters whose
+	// certificates were made by hand; nil: none. Other servers get them, too.
+	Given func() []*pki.Credentials
 	// HostLife is the life of hosts' certificates. Default trust.HostLife.
 	HostLife time.Duration
 	// TrustInterval is how often each host's certificate is looked at. Default
@@ -159,6 +159,9 @@ func (s *Server) Start(ctx context.Context) (err error) {
 		s.cfg.Access = s.book
 	}
 	s.trust = trust.New(trust.Config{Store: s.store, Server: s.cfg.Name, HostLife: s.cfg.HostLife, Given: s.cfg.Given})
+	if err := s.trust.Share(ctx); err != nil {
+		return err
+	}
 	if s.cfg.Dial == nil && s.cfg.AgentPort != 0 {
 		s.cfg.Dial, s.cfg.DialLapsed = work.TLS(s.trust.Credentials, s.cfg.AgentPort)
 	}

@@ -36,6 +36,7 @@ const (
 	kindAudit     = "audit"
 	kindAuthority = "authority"
 	kindTrust     = "trust"
+	kindByHand    = "byhand"
 	kindEnrol     = "enrol"
 	kindHostTrust = "hosttrust"
 )
@@ -148,6 +149,10 @@ const AuthorityKey = kindAuthority
 // TrustKey names the authorities of a cluster, by its id: they stay when the
 // cluster is removed and added again, because its hosts go on trusting them.
 func TrustKey(clusterID string) string { return key(kindTrust, clusterID) }
+
+// ByHandKey names the certificate, made by hand, that all servers use towards the
+// hosts of a cluster while they do not have its authority.
+func ByHandKey(clusterID string) string { return key(kindByHand, clusterID) }
 
 // EnrolKey names the one-time token of a host.
 func EnrolKey(clusterID, host string) string { return key(kindEnrol, clusterID, host) }

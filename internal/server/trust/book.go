@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -42,9 +43,9 @@ type Config struct {
 	Server string
 	// HostLife is the life of hosts' certificates. Default HostLife.
 	HostLife time.Duration
-	// Given finds credentials that were made by hand with `hanok pki issue
-	// --server`; nil: none.
-	Given func(clusterID string) (*pki.Credentials, error)
+	// Given are the credentials that were made by hand with `hanok pki issue
+	// --server`, one for each cluster; nil: none.
+	Given func() []*pki.Credentials
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
@@ -54,7 +55,7 @@ type Book struct {
 	store    *store.Store
 	server   string
 	life     time.Duration
-	given    func(string) (*pki.Credentials, error)
+	given    func() []*pki.Credentials
 	now      func() time.Time
 	throttle account.Throttle
 
@@ -84,15 +85,18 @@ func New(c Config) *Book {
 }
 
 // Credentials are the server's towards the agents of a cluster: of the cluster's
-// authority, with a key that is replaced every day; or those made by hand.
+// authority, with a key that is replaced every day; or those made by hand, which
+// this server or another one was given.
 func (b *Book) Credentials(ctx context.Context, clusterID string) (*pki.Credentials, error) {
 	a, err := b.Get(ctx, clusterID)
-	if err != nil {
-		if b.given != nil {
-			if c, gerr := b.given(clusterID); gerr == nil {
-				return c, nil
-			}
+	if errors.Is(err, ErrNone) {
+		if c, herr := b.byHand(ctx, clusterID); c != nil {
+			return c, nil
+		} else if herr != nil {
+			err = herr
 		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("towards the hosts of cluster %s: %w", clusterID, err)
 	}
 	b.mu.Lock()

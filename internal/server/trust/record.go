@@ -185,16 +185,16 @@ func (b *Book) Ensure(ctx context.Context, clusterID string) (*Authorities, erro
 		if !errors.Is(err, ErrNone) {
 			return a, err
 		}
-		if b.given != nil {
-			if _, err := b.given(clusterID); err == nil {
-				return nil, ErrByHand
-			}
+		if c, err := b.byHand(ctx, clusterID); err != nil {
+			return nil, err
+		} else if c != nil {
+			return nil, ErrByHand
 		}
 		made, err := pki.NewAuthority(clusterID, time.Time{})
 		if err != nil {
 			return nil, err
 		}
-		t := new(store.Txn)
+		t := new(store.Txn).Unchanged(state.ByHandKey(clusterID), 0)
 		if err := (&Authorities{cluster: clusterID}).put(t, &Authorities{List: []*pki.Authority{made}}); err != nil {
 			return nil, err
 		}
@@ -217,5 +217,6 @@ func (b *Book) Import(ctx context.Context, t *store.Txn, clusterID string, a *pk
 	if err != nil {
 		return err
 	}
+	t.Delete(state.ByHandKey(clusterID)) // with the authority each server makes its own
 	return now.put(t, &Authorities{List: []*pki.Authority{a}})
 }

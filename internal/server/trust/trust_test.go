@@ -331,11 +331,19 @@ func TestByHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.given = func(id string) (*pki.Credentials, error) {
-		if id == "seoul-1" {
-			return creds, nil
+	b.given = func() []*pki.Credentials { return []*pki.Credentials{creds} }
+	// Another server over the same state needs no certificate of its own.
+	other := New(Config{Store: b.store, Server: "s2"})
+	for range 2 {
+		if err := b.Share(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		return nil, errors.New("none")
+	}
+	if _, err := other.Ensure(t.Context(), "seoul-1"); !errors.Is(err, ErrByHand) {
+		t.Errorf("made by another server: %v", err)
+	}
+	if c, err := other.Credentials(t.Context(), "seoul-1"); err != nil || !c.Certificate().Equal(leaf) || c.Identity.Server != "s1" {
+		t.Errorf("another server's: %+v, %v", c, err)
 	}
 	if _, err := b.Ensure(t.Context(), "seoul-1"); !errors.Is(err, ErrByHand) {
 		t.Errorf("made: %v", err)
@@ -352,6 +360,19 @@ func TestByHand(t *testing.T) {
 	}
 	if c, err := b.Credentials(t.Context(), "seoul-1"); err != nil || c == creds || !c.Issuer.Equal(mine.Cert) {
 		t.Errorf("after the import: %v, %v", c, err)
+	}
+	// With the authority in the state each makes an identity and a key of its own.
+	if c, err := other.Credentials(t.Context(), "seoul-1"); err != nil || c.Identity.Server != "s2" || !c.Issuer.Equal(mine.Cert) {
+		t.Errorf("another server's after the import: %v, %v", c, err)
+	}
+	if c, _, err := other.shared(t.Context(), "seoul-1"); c != nil || err != nil {
+		t.Errorf("the one made by hand stays: %v, %v", c, err)
+	}
+	if err := b.Share(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if c, _, _ := other.shared(t.Context(), "seoul-1"); c != nil {
+		t.Error("shared again, beside the authority")
 	}
 	if _, err := b.Ensure(t.Context(), "busan"); err != nil {
 		t.Error(err)
