@@ -152,19 +152,30 @@ func (c *Credentials) ClientTLS(protocol string, expect func(Identity) error) *t
 
 // LapsedTLS is ClientTLS for a peer whose certificate may have ended: known is
 // asked whether the end of that very certificate is forgiven. Nothing else about
-// it is.
+// it is; an authority that has ended vouches for nobody.
 func (c *Credentials) LapsedTLS(protocol string, expect func(Identity) error, known func(*x509.Certificate) bool) *tls.Config {
 	conf := c.ClientTLS(protocol, expect)
 	conf.VerifyConnection = func(cs tls.ConnectionState) error {
-		now := time.Now()
+		now, ca := time.Now(), c.ca
 		if len(cs.PeerCertificates) > 0 {
 			if leaf := cs.PeerCertificates[0]; now.After(leaf.NotAfter) && known(leaf) {
-				now = leaf.NotAfter
+				now, ca = leaf.NotAfter, c.lasting(now)
 			}
 		}
-		return c.checkAt(cs, x509.ExtKeyUsageServerAuth, protocol, expect, now)
+		return c.checkAt(cs, ca, x509.ExtKeyUsageServerAuth, protocol, expect, now)
 	}
 	return conf
+}
+
+// lasting are the authorities that have not ended at now.
+func (c *Credentials) lasting(now time.Time) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, ca := range c.Authorities {
+		if !now.After(ca.NotAfter) {
+			pool.AddCert(ca)
+		}
+	}
+	return pool
 }
 
 // PEM is what Parse reads: the authorities, the certificate, and its key.
@@ -205,11 +216,11 @@ func (c *Credentials) base(protocol string) *tls.Config {
 }
 
 func (c *Credentials) check(cs tls.ConnectionState, usage x509.ExtKeyUsage, protocol string, accept func(Identity) error) error {
-	return c.checkAt(cs, usage, protocol, accept, time.Now())
+	return c.checkAt(cs, c.ca, usage, protocol, accept, time.Now())
 }
 
-func (c *Credentials) checkAt(cs tls.ConnectionState, usage x509.ExtKeyUsage, protocol string, accept func(Identity) error, now time.Time) error {
-	id, err := verify(c.ca, cs.PeerCertificates, usage, now)
+func (c *Credentials) checkAt(cs tls.ConnectionState, ca *x509.CertPool, usage x509.ExtKeyUsage, protocol string, accept func(Identity) error, now time.Time) error {
+	id, err := verify(ca, cs.PeerCertificates, usage, now)
 	if err != nil {
 		return err
 	}

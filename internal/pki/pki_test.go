@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -200,6 +201,31 @@ func TestLapsed(t *testing.T) {
 		_, ce := shake(t, careless(tt.peer.ServerTLS("p/1", anyone)), server.LapsedTLS("p/1", only, tt.known))
 		if tt.want == "" && ce != nil || tt.want != "" && (!errors.As(ce, &r) || r.Reason != tt.want) {
 			t.Errorf("%s: %v, want %q", name, ce, tt.want)
+		}
+	}
+	// The authority's own end is not forgiven.
+	old := authority(t, "seoul-1")
+	under := issue(t, old, "host1", ended)
+	text, err := os.ReadFile(filepath.Join(old, CACert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	former, err := ParseCerts(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		end  time.Time
+		want Reason
+	}{"lasts": {former[0].NotAfter, ""}, "ended": {time.Now().Add(-time.Second), ReasonForeignCA}} {
+		former[0].NotAfter = tt.end
+		both := *server
+		both.Authorities, both.ca = append(slices.Clone(server.Authorities), former[0]), server.ca.Clone()
+		both.ca.AddCert(former[0])
+		var r *Refused
+		_, ce := shake(t, careless(under.ServerTLS("p/1", anyone)), both.LapsedTLS("p/1", only, all))
+		if tt.want == "" && ce != nil || tt.want != "" && (!errors.As(ce, &r) || r.Reason != tt.want) {
+			t.Errorf("an authority that %s: %v, want %q", name, ce, tt.want)
 		}
 	}
 	// Who shows it as a client is refused all the same.

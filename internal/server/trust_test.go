@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/fakeagent"
+	"hanok.dev/hanok/internal/server/state"
 )
 
 // trustRig is a rig whose hosts keep real certificates.
@@ -157,6 +159,42 @@ func TestWhoIsEnrolled(t *testing.T) {
 	if err := ask(token, "host3", "host3"); connect.CodeOf(err) != connect.CodeFailedPrecondition {
 		t.Errorf("a host that was removed: %v", err)
 	}
+	// Should one of that name come, it is another: neither the token nor what the
+	// former said of its certificate counts.
+	if _, err := r.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: clusterFile, ExpectedVersion: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(token, "host3", "host3"); connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("a host that came back, with the token of the one before: %v", err)
+	}
+}
+
+// What a host said of its certificate is nothing to one of its name that joins
+// later: the ended certificate of the first is not the second's.
+func TestHostOfAFormerNameIsNew(t *testing.T) {
+	r := newTrustRig(t)
+	known := func() bool {
+		_, err := r.store.Get(t.Context(), state.HostTrustKey("seoul", "host3"))
+		return err == nil
+	}
+	r.until("it is known", known)
+	r.hosts.SetAway("host3", true)
+	smaller := clusterFile[:strings.Index(clusterFile, "- {name: host3")] + clusterFile[strings.Index(clusterFile, "vms:"):]
+	for version, yaml := range []string{1: smaller, 2: clusterFile} {
+		if version == 0 {
+			continue
+		}
+		if _, err := r.conf.ApplyConfig(t.Context(), &hanokv1.ApplyConfigRequest{Yaml: yaml, ExpectedVersion: uint64(version)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	it, err := r.store.Get(t.Context(), state.HostTrustKey("seoul", "host3"))
+	if err == nil {
+		h, err := state.Decode[hanokv1.HostTrust](it.Key, it.Value)
+		if err != nil || h.Expires != nil {
+			t.Errorf("it is known still: %v, %v", h, err)
+		}
+	}
 }
 
 func TestEnrolmentIsInTheAuditLog(t *testing.T) {
@@ -269,6 +307,14 @@ func TestEndedCertificatesAreRenewed(t *testing.T) {
 	}
 	hosts.SetTrust("host3", r.keepers["host3"])
 	r.until("the third has another", func() bool { return r.keepers["host3"].Current().Expires.After(ended["host3"]) })
+	for _, h := range []string{"host1", "host2", "host3"} {
+		r.until("an event says so of "+h, func() bool {
+			out, err := r.events.ListEvents(t.Context(), &hanokv1.ListEventsRequest{Cluster: "seoul", Host: h, Severity: "warning"})
+			return err == nil && slices.ContainsFunc(out.Events, func(e *hanokv1.Event) bool {
+				return e.Kind == "security" && strings.Contains(e.Text, "its last one had ended")
+			})
+		})
+	}
 }
 
 // A replacement waits for a host that is away, survives the server, and ends with

@@ -219,13 +219,14 @@ func (a *API) edit(ctx context.Context, cluster string, expected uint64, force b
 	}
 	c.Version = a.nextVersion(cluster, w)
 	t := new(store.Txn).Unchanged(it.Key, it.Modified)
-	e, err := a.put(ctx, t, c, made{from: w.Cluster.Version, diff: diff, text: text, force: force})
+	e, err := a.put(ctx, t, c, made{from: w.Cluster.Version, was: w.Cluster, diff: diff, text: text, force: force})
 	return t, e, err
 }
 
 // made is how a version came about.
 type made struct {
-	from  uint64 // the version before; 0: the first
+	from  uint64          // the version before; 0: the first
+	was   *config.Cluster // of that version; nil: the first
 	diff  []config.Change
 	text  string
 	force bool
@@ -257,8 +258,48 @@ func (a *API) put(ctx context.Context, t *store.Txn, c *config.Cluster, how made
 	// cannot be.
 	t.Put(state.ConfigKey(c.Name), value).Absent(state.VersionKey(c.Name, c.Version)).Put(state.VersionKey(c.Name, c.Version), value)
 	t.Put(state.TaskKey(task.Id), state.Encode(task)).Delete(state.ForeignKey(c.Name))
+	if err := a.newcomers(ctx, t, how.was, c); err != nil {
+		return nil, err
+	}
 	audit(ctx, t, task.Id, c.Name, "", "", fmt.Sprintf("version %d of the cluster file: %s", c.Version, how.text+forced(how.force)))
 	return &edited{version: c.Version, changes: v.Changes, task: task, cluster: c}, nil
+}
+
+// newcomers adds to a change that nothing counts that was known of a former host of
+// a name that joins: neither its token nor its ended certificate is the new one's.
+func (a *API) newcomers(ctx context.Context, t *store.Txn, was, now *config.Cluster) error {
+	var names []string
+	for i := range now.Hosts {
+		if h := now.Hosts[i].Name; was == nil || was.HostByName(h) == nil {
+			names = append(names, string(h))
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	old := map[string]bool{}
+	for _, prefix := range []string{state.HostTrustPrefix(now.Name), state.EnrolPrefixOf(now.ID)} {
+		items, _, err := a.store.List(ctx, prefix, store.ListOptions{KeysOnly: true})
+		if err != nil {
+			return unavailable(err)
+		}
+		for _, it := range items {
+			old[it.Key] = true
+		}
+	}
+	left := 0
+	for _, h := range names {
+		for _, key := range []string{state.HostTrustKey(now.Name, h), state.EnrolKey(now.ID, h)} {
+			if old[key] {
+				t.Delete(key)
+				left++
+			}
+		}
+	}
+	if left > store.MaxOps/2 {
+		return invalid("hosts", "add them in two steps", "too many hosts come back at once")
+	}
+	return nil
 }
 
 // forced is what the audit log adds.

@@ -160,6 +160,9 @@ func EnrolKey(clusterID, host string) string { return key(kindEnrol, clusterID, 
 // EnrolPrefix is above all of them.
 const EnrolPrefix = kindEnrol + "/"
 
+// EnrolPrefixOf is above those of a cluster.
+func EnrolPrefixOf(clusterID string) string { return below(kindEnrol, clusterID) }
+
 // HostTrustKey names what a host says of its trust.
 func HostTrustKey(cluster, host string) string { return key(kindHostTrust, cluster, host) }
 

@@ -27,11 +27,11 @@ const (
 	// renewed when a third of it is left, so that failover needs no server for a
 	// month, and a host may be off as long.
 	HostLife = 90 * 24 * time.Hour
+	// LapsedLimit is how long after its end, at most, the certificate that a host
+	// had last is enough for the server to give it another.
+	LapsedLimit = 90 * 24 * time.Hour
 	// identityLife is that of the server's identity towards agents, identityTurn
 	// when it is replaced by a new key.
-	// LapsedLimit is how long after its end the certificate that a host had last
-	// is enough for the server to give it another.
-	LapsedLimit  = 90 * 24 * time.Hour
 	identityLife = 48 * time.Hour
 	identityTurn = 24 * time.Hour
 )
@@ -148,9 +148,9 @@ func (b *Book) Issue(a *Authorities, c *config.Cluster, host model.HostID, reque
 
 // Forgiven reports whether a host's certificate that has ended is enough to give
 // that host another: it is the one that the host had last, by its end, and ended
-// not too long ago.
+// no longer ago than certificates last; LapsedLimit where they last longer.
 func (b *Book) Forgiven(cert *x509.Certificate, last time.Time) bool {
-	return cert.NotAfter.Equal(last) && b.now().Sub(last) <= LapsedLimit
+	return cert.NotAfter.Equal(last) && b.now().Sub(last) <= min(b.life, LapsedLimit)
 }
 
 // Due reports whether a host's certificate is to be renewed: a third of its life

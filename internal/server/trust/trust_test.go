@@ -310,6 +310,12 @@ func TestWhichEndIsForgiven(t *testing.T) {
 	if b.Forgiven(cert, end) {
 		t.Error("forgiven for ever")
 	}
+	short := New(Config{Store: b.store, Server: "s1", HostLife: 24 * time.Hour, Now: clock.now})
+	for ago, want := range map[time.Duration]bool{23 * time.Hour: true, 25 * time.Hour: false} {
+		if end := clock.now().Add(-ago).Truncate(time.Second); short.Forgiven(&x509.Certificate{NotAfter: end}, end) != want {
+			t.Errorf("where certificates last a day, %v after the end: %v", ago, !want)
+		}
+	}
 }
 
 // Whose certificates were made by hand gets no authority that no host trusts.

@@ -16,6 +16,7 @@ import (
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/agent/local"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server/state"
@@ -106,11 +107,13 @@ func (f *follower) hostTrust(ctx context.Context, c *config.Cluster, a *trust.Au
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	t, err := agent.Trust(ctx)
+	var ended *local.Trust // what the host had, when that has ended
 	var refused *pki.Refused
 	if errors.As(err, &refused) && refused.Reason == pki.ReasonExpired && f.w.DialLapsed != nil {
 		if agent, err = f.w.DialLapsed(c, host, f.forgiven(ctx, host)); err == nil {
 			defer agent.Close()
 			t, err = agent.Trust(ctx)
+			ended = t
 		}
 	}
 	if err == nil && t.Host != host {
@@ -150,8 +153,22 @@ func (f *follower) hostTrust(ctx context.Context, c *config.Cluster, a *trust.Au
 		}
 		t = next
 	}
+	if ended != nil && t.Expires.After(ended.Expires) {
+		f.tellLapsed(ctx, host, ended.Expires, t.Expires)
+	}
 	out.Expires, out.Issuer, out.Authorities = timestamppb.New(t.Expires), t.Issuer, t.Authorities
 	return out
+}
+
+// tellLapsed is the event that says that a host has another certificate for one
+// that had ended.
+func (f *follower) tellLapsed(ctx context.Context, host model.HostID, ended, expires time.Time) {
+	e := &hanokv1.Event{Id: fmt.Sprintf("server-lapsed-%s-%d", host, expires.Unix()), Cluster: f.name, Time: timestamppb.Now(), By: "server", Severity: "warning",
+		Kind: string(event.Security), Host: string(host), Text: fmt.Sprintf("%s was given another certificate: its last one had ended", host),
+		Cause: fmt.Sprintf("no server renewed it until %s", ended.UTC().Format(time.RFC3339))}
+	if _, err := f.w.commit(ctx, new(store.Txn).PutIfNew(state.EventKey(f.name, e.Id), state.Encode(e))); err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) {
+		f.w.Log.Warn("an event was not written down", "cluster", f.name, "host", host, "text", e.Text, "err", err)
+	}
 }
 
 // forgiven is which ended certificate of a host is forgiven.
@@ -184,8 +201,8 @@ func (f *follower) lastTrust(ctx context.Context, host model.HostID) (*hanokv1.H
 	return h, nil
 }
 
-// noteTrust keeps a host's account, and writes it down when it changed. A host
-// that does not answer keeps what it said last.
+// noteTrust keeps a host's account, and writes it down when it changed and the
+// host is a member still. A host that does not answer keeps what it said last.
 func (f *follower) noteTrust(ctx context.Context, host model.HostID, h *hanokv1.HostTrust) {
 	f.w.mu.Lock()
 	if f.trust == nil {
@@ -211,7 +228,16 @@ func (f *follower) noteTrust(ctx context.Context, host model.HostID, h *hanokv1.
 	if bytes.Equal(v, it.Value) {
 		return
 	}
-	if _, err := f.w.commit(ctx, new(store.Txn).Put(key, v)); err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) {
+	w := f.w.Cache.Wanted(f.name)
+	if w == nil || w.Cluster.HostByName(host) == nil {
+		return
+	}
+	_, err = f.w.commit(ctx, new(store.Txn).Unchanged(state.ConfigKey(f.name), w.Modified).Put(key, v))
+	if errors.Is(err, store.ErrConflict) { // a new version meanwhile: soon again
+		f.w.mu.Lock()
+		delete(f.trust, host)
+		f.w.mu.Unlock()
+	} else if err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) {
 		f.w.Log.Warn("a host's trust was not written down", "cluster", f.name, "host", host, "err", err)
 	}
 }
