@@ -48,10 +48,11 @@ func run(args []string) int {
 			fmt.Fprint(os.Stderr, usage)
 			return 2
 		}
-		log, err := logging.New(target, "guard", os.Stderr)
+		log, flush, err := logging.New(target, "guard", os.Stderr)
 		if err != nil {
 			return report(err)
 		}
+		defer flush()
 		opts := guard.DefaultOptions()
 		opts.Log = log
 		return report(guard.Run(ctx, opts))

@@ -36,10 +36,11 @@ func newAgent(a *app) *cobra.Command {
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
 		debug.SetGCPercent(gcPercent)
 		debug.SetMemoryLimit(memoryLimit)
-		log, err := logging.New(logging.Target(logTarget), "fdm", c.ErrOrStderr())
+		log, flush, err := logging.New(logging.Target(logTarget), "fdm", c.ErrOrStderr())
 		if err != nil {
 			return usage("see `"+c.CommandPath()+" --help`", "%w", err)
 		}
+		defer flush()
 		ag, err := agent.New(agent.Config{ClusterFile: a.clusterFile, StateDir: stateDir, Socket: a.socket, Metrics: metrics, Log: log,
 			Hypervisor: libvirt.New(libvirt.Config{Socket: libvirtSocket}),
 			Ports:      agent.HostPorts(pkiDir, a.guardSocket, log)})

@@ -73,10 +73,11 @@ func newServer(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&metrics, "metrics-address", DefaultServerMetrics, "address of metrics and health; empty for none")
 	cmd.Flags().StringVar(&logTarget, "log", string(logging.Auto), "where the log goes: auto, journal, syslog or stderr")
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		log, err := logging.New(logging.Target(logTarget), "server", c.ErrOrStderr())
+		log, flush, err := logging.New(logging.Target(logTarget), "server", c.ErrOrStderr())
 		if err != nil {
 			return usage("see `"+c.CommandPath()+" --help`", "%w", err)
 		}
+		defer flush()
 		if listen == "none" {
 			listen = ""
 		}

@@ -81,7 +81,7 @@ func (m *Machine) onNotice(n lease.Notice) {
 		ev.Kind, ev.Severity = event.VMFrozen, event.Error
 	case lease.NoticeDatastore:
 		ev.Kind = event.Storage
-	case lease.NoticeDisarmed, lease.NoticeNotPetting:
+	case lease.NoticeDisarmed, lease.NoticeNotPetting, lease.NoticeStalled:
 		ev.Kind = event.Guard
 	case lease.NoticeListLost:
 		if st := m.stores[n.Datastore]; st != nil {

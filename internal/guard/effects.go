@@ -1,10 +1,13 @@
 package guard
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/logging"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -57,11 +60,20 @@ func (g *Guard) notify(e *lease.Effect) {
 		g.server.Notify([]uint64{e.Conn}, e.Notice)
 		return
 	}
-	if e.Notice.What != lease.NoticeStatus {
-		g.opts.Log.Info(string(e.Notice.What), "vm", e.Notice.VM, "datastore", e.Notice.Datastore,
-			"epoch", e.Notice.Epoch, "text", e.Notice.Text)
+	g.tell(levels[e.Notice.What], e.Notice)
+}
+
+// levels are those of notices that are more than information. What explains a
+// reset must be on disk when it comes.
+var levels = map[lease.NoticeKind]slog.Level{lease.NoticeNotPetting: logging.Crit, lease.NoticeStalled: logging.Crit}
+
+// tell logs a notice and hands it to the subscribers.
+func (g *Guard) tell(level slog.Level, n *lease.Notice) {
+	if n.What != lease.NoticeStatus {
+		g.opts.Log.Log(context.Background(), level, string(n.What), "vm", n.VM, "datastore", n.Datastore,
+			"epoch", n.Epoch, "text", n.Text)
 	}
-	g.server.Notify(g.subs, e.Notice)
+	g.server.Notify(g.subs, n)
 }
 
 // saveState keeps what a successor needs. A failure is not fatal: a successor

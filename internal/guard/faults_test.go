@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"hanok.dev/hanok/internal/guard/ipc"
 	"hanok.dev/hanok/internal/lab/fusefs"
 	"hanok.dev/hanok/internal/lease"
+	"hanok.dev/hanok/internal/logging"
 	"hanok.dev/hanok/internal/model"
 )
 
@@ -49,6 +51,53 @@ func TestHungStorageFreezesAndThaws(t *testing.T) {
 		v := vmOf(status(t, c))
 		return v.Phase == lease.PhaseRunning && v.Epoch == 3 && !h.frozen(webID)
 	})
+}
+
+// stuckLog is a log on a disk that does not answer: the first line that is
+// written to it says so, and none ever returns before the test's end.
+type stuckLog struct {
+	reached chan struct{}
+	once    sync.Once
+	end     chan struct{}
+}
+
+func (l *stuckLog) Write(b []byte) (int, error) {
+	l.once.Do(func() { close(l.reached) })
+	<-l.end
+	return len(b), nil
+}
+
+// TestHungLogDoesNotStarveTheWatchdog: a guard logs when a new cluster file comes
+// into force. The disk under its log may hang just then, on all hosts at once: a
+// reason to lose lines, not hosts.
+func TestHungLogDoesNotStarveTheWatchdog(t *testing.T) {
+	h := newHost(t, "host1", newBacking(t), "")
+	h.write("watchdog", "") // counts what it is fed with, one byte each time
+	h.opts.Watchdog = filepath.Join(h.dir, "watchdog")
+	stuck := &stuckLog{reached: make(chan struct{}), end: make(chan struct{})}
+	log, _, err := logging.New(logging.Stderr, "guard", stuck)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.opts.Log = log
+	h.start()
+	t.Cleanup(func() { close(stuck.end) })
+	c := h.dial()
+	waitLease(t, c)
+	fed := func() int64 {
+		st, err := os.Stat(h.opts.Watchdog)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	<-stuck.reached
+	mustOK(t, c, lease.Request{Reload: &lease.ReloadRequest{}})
+	before := fed()
+	eventually(t, "the watchdog is fed on", func() bool { return fed() > before+3 })
+	if s := status(t, c); !s.Datastores[0].OK {
+		t.Errorf("datastore status %+v", s.Datastores[0])
+	}
 }
 
 // TestGuardRestartsBesideARunningVM: the VM is untouched and protected again.

@@ -50,7 +50,9 @@ type Options struct {
 	Locked bool
 	// Datastore is passed on to the posix driver.
 	Datastore datastore.Options
-	Log       *slog.Logger
+	// Log must never wait, whatever it writes to: the loop that feeds the watchdog
+	// logs too (package logging keeps this).
+	Log *slog.Logger
 }
 
 // DefaultOptions are those of a real host.
@@ -156,7 +158,7 @@ func (g *Guard) run(ctx context.Context, cluster *config.Cluster, warnings []str
 		return err
 	}
 	g.saver = startSaver(g.opts.ManagedFile, g.opts.Log)
-	g.dog = startWatchdog(g.opts.Watchdog, g.deliver)
+	g.dog = startWatchdog(g.opts.Watchdog, g.deliver, g.slowDevice)
 	g.server, err = ipc.Listen(g.opts.Socket, g.opts.UID, handler{g})
 	if err != nil {
 		close(g.quit)
@@ -177,6 +179,7 @@ func (g *Guard) run(ctx context.Context, cluster *config.Cluster, warnings []str
 func (g *Guard) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	due := datastore.BootTime()
 	for {
 		var ev lease.Event
 		select {
@@ -192,10 +195,18 @@ func (g *Guard) loop(ctx context.Context) {
 		}
 		g.take(&ev)
 		now := datastore.BootTime()
+		var slow slowest
 		for _, e := range g.machine.Step(now, ev) {
+			from := datastore.BootTime()
 			g.carryOut(&e)
+			slow.note(e.Kind, datastore.BootTime()-from)
 		}
-		timer.Reset(max(g.machine.Next()-datastore.BootTime(), 0))
+		end := datastore.BootTime()
+		if text := stalled(now-due, end-now, slow); text != "" {
+			g.stalled(text)
+		}
+		due = max(g.machine.Next(), end)
+		timer.Reset(due - end)
 	}
 }
 

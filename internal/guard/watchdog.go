@@ -21,6 +21,7 @@ const watchdogRetry = 5 * time.Second
 type watchdog struct {
 	path    string
 	deliver func(lease.Event)
+	slow    func(took time.Duration) // is told of a device that took long; may be nil
 	pets    chan pet
 	quit    chan bool // true: disarm
 	done    chan struct{}
@@ -34,8 +35,8 @@ type watchdog struct {
 // time-out if it has another.
 type pet struct{ before, timeout time.Duration }
 
-func startWatchdog(path string, deliver func(lease.Event)) *watchdog {
-	w := &watchdog{path: path, deliver: deliver, pets: make(chan pet, 1),
+func startWatchdog(path string, deliver func(lease.Event), slow func(took time.Duration)) *watchdog {
+	w := &watchdog{path: path, deliver: deliver, slow: slow, pets: make(chan pet, 1),
 		quit: make(chan bool, 1), done: make(chan struct{}), fd: -1}
 	go w.run()
 	return w
@@ -75,6 +76,9 @@ func (w *watchdog) run() {
 				w.timeout, w.tried = p.timeout, 0
 			}
 			w.petNow(now)
+			if took := datastore.BootTime() - now; took > stallLimit && w.slow != nil {
+				w.slow(took)
+			}
 		case disarm := <-w.quit:
 			if w.fd >= 0 {
 				if disarm {

@@ -19,7 +19,7 @@ func TestWatchdogIsOpenedOnlyWhenItMayBeFed(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := make(chan lease.Event, 16)
-	w := startWatchdog(path, func(ev lease.Event) { events <- ev })
+	w := startWatchdog(path, func(ev lease.Event) { events <- ev }, nil)
 	defer w.stop(false)
 	send := func(before, timeout time.Duration) {
 		t.Helper()

@@ -237,6 +237,7 @@ const (
 	NoticeDisarmed   NoticeKind = "watchdog"        // armed or disarmed
 	NoticeCanary     NoticeKind = "canary"          // libvirt asked for the canary
 	NoticeNotPetting NoticeKind = "not-petting"     // the watchdog will reset this host
+	NoticeStalled    NoticeKind = "stalled"         // the guard was held up; said by its shell
 )
 
 // Status is the guard's whole view.

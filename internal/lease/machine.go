@@ -311,11 +311,8 @@ func (m *Machine) soon(period time.Duration) time.Duration {
 
 func (m *Machine) newOp() uint64 { m.op++; return m.op }
 
-func (m *Machine) notify(n Notice) {
-	if len(m.subscribers) > 0 {
-		m.emit(Effect{Kind: EffNotify, Notice: &n})
-	}
-}
+// notify tells all subscribers, and the shell's log although there may be none.
+func (m *Machine) notify(n Notice) { m.emit(Effect{Kind: EffNotify, Notice: &n}) }
 
 func (m *Machine) reply(conn uint64, r Reply) {
 	if conn != 0 {

@@ -28,37 +28,47 @@ const (
 	syslogSocket  = "/dev/log"
 )
 
+// Crit is the level of what must be read after a crash: journald writes it to
+// disk at once, not minutes later.
+const Crit = slog.LevelError + 4
+
 // New returns a logger under an identity such as "fdm". What cannot be reached
-// is an error, but for Auto, which falls back to text on w.
-func New(t Target, identity string, w io.Writer) (*slog.Logger, error) {
+// is an error, but for Auto, which falls back to text on w. flush is to be called
+// before the process ends: it waits, for a second at most, until w has taken what
+// was logged.
+func New(t Target, identity string, w io.Writer) (log *slog.Logger, flush func(), err error) {
+	taken := func() {} // datagrams are sent at once, or dropped
 	switch t {
 	case Journal:
 		h, err := newJournal(journalSocket, identity)
 		if err != nil {
-			return nil, fmt.Errorf("log to the journal: %w; choose stderr or syslog", err)
+			return nil, nil, fmt.Errorf("log to the journal: %w; choose stderr or syslog", err)
 		}
-		return slog.New(h), nil
+		return slog.New(h), taken, nil
 	case Syslog:
 		h, err := newSyslog(syslogSocket, identity)
 		if err != nil {
-			return nil, fmt.Errorf("log to syslog: %w; choose stderr or journal", err)
+			return nil, nil, fmt.Errorf("log to syslog: %w; choose stderr or journal", err)
 		}
-		return slog.New(h), nil
+		return slog.New(h), taken, nil
 	case Stderr:
-		return text(identity, w), nil
+		log, flush = text(identity, w)
+		return log, flush, nil
 	case Auto, "":
 		if onJournal(os.Getenv("JOURNAL_STREAM"), int(os.Stderr.Fd())) {
 			if h, err := newJournal(journalSocket, identity); err == nil {
-				return slog.New(h), nil
+				return slog.New(h), taken, nil
 			}
 		}
-		return text(identity, w), nil
+		log, flush = text(identity, w)
+		return log, flush, nil
 	}
-	return nil, fmt.Errorf("log target %q: must be auto, journal, syslog or stderr", t)
+	return nil, nil, fmt.Errorf("log target %q: must be auto, journal, syslog or stderr", t)
 }
 
-func text(identity string, w io.Writer) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, nil)).With("id", identity)
+func text(identity string, w io.Writer) (*slog.Logger, func()) {
+	s := newStream(w, identity)
+	return slog.New(slog.NewTextHandler(s, nil)).With("id", identity), s.flush
 }
 
 // onJournal reports whether fd is the stream that systemd named in
@@ -71,6 +81,8 @@ func onJournal(stream string, fd int) bool {
 // severity is syslog's number for a level.
 func severity(l slog.Level) int {
 	switch {
+	case l >= Crit:
+		return 2
 	case l >= slog.LevelError:
 		return 3
 	case l >= slog.LevelWarn:

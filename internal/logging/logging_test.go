@@ -129,19 +129,61 @@ func TestFullCollectorStallsNobody(t *testing.T) {
 	}
 }
 
+// hung is a stream that takes nothing until it is healed.
+type hung struct {
+	healed chan struct{}
+	b      strings.Builder
+}
+
+func (h *hung) Write(b []byte) (int, error) {
+	<-h.healed
+	return h.b.Write(b)
+}
+
+// A disk that hangs under a log, or a pipe that nobody reads, must not hold a
+// daemon up either.
+func TestHungStreamStallsNobody(t *testing.T) {
+	w := &hung{healed: make(chan struct{})}
+	log, flush, err := New(Stderr, "guard", w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2 * streamLines {
+			log.Info("again")
+		}
+		flush() // gives up
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the logger waits for the stream")
+	}
+	close(w.healed)
+	log.Info("last")
+	flush()
+	got := w.b.String()
+	if !strings.Contains(got, "linesDropped=") || strings.Count(got, "msg=again") < streamLines {
+		t.Errorf("%d lines came through, the others are not told: %.300q", strings.Count(got, "msg=again"), got)
+	}
+}
+
 func TestTargets(t *testing.T) {
-	if _, err := New("mail", "fdm", io.Discard); err == nil || !strings.Contains(err.Error(), "stderr") {
+	if _, _, err := New("mail", "fdm", io.Discard); err == nil || !strings.Contains(err.Error(), "stderr") {
 		t.Errorf("unknown target: %v", err)
 	}
 	if _, err := newSyslog(filepath.Join(t.TempDir(), "none"), "fdm"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no syslog: %v", err)
 	}
 	var b strings.Builder
-	log, err := New(Auto, "fdm", &b)
+	log, flush, err := New(Auto, "fdm", &b)
 	if err != nil {
 		t.Fatal(err)
 	}
 	log.Info("here")
+	flush()
 	if !strings.Contains(b.String(), "msg=here id=fdm") {
 		t.Errorf("auto without a journal: %q", b.String())
 	}

@@ -22,8 +22,10 @@ type cluster struct {
 	t   *testing.T
 	ctx context.Context
 	d   drill.Drill
-	// born are the pids of all VMs when the test began.
-	born map[string]int
+	// born are the pids of all VMs when the test began, resetsAtFirst how often
+	// each host had been reset.
+	born          map[string]int
+	resetsAtFirst map[string]int
 }
 
 // settled returns the lab, settled, and checks at the end of the test that the
@@ -34,7 +36,10 @@ func settled(t *testing.T) *cluster {
 		t.Fatal("the lab did not come up:", upErr)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
-	c := &cluster{t: t, ctx: ctx, d: theLab, born: map[string]int{}}
+	c := &cluster{t: t, ctx: ctx, d: theLab, born: map[string]int{}, resetsAtFirst: map[string]int{}}
+	for _, h := range c.state().Hosts {
+		c.resetsAtFirst[h.Name] = h.Resets
+	}
 	t.Cleanup(func() {
 		defer cancel()
 		c.noViolations()
@@ -82,6 +87,9 @@ func (c *cluster) describe() {
 		c.t.Logf("truth: %+v", i)
 	}
 	for _, h := range s.Hosts {
+		if h.Resets > c.resetsAtFirst[h.Name] {
+			c.describeReset(h.Name)
+		}
 		if h.Power != "on" || h.Frozen {
 			continue
 		}
@@ -92,6 +100,23 @@ func (c *cluster) describe() {
 		out, _ := c.exec(p, "hanok", "events")
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		c.t.Logf("last events:\n%s", strings.Join(lines[max(0, len(lines)-60):], "\n"))
+	}
+}
+
+// describeReset prints why a host's watchdog expired: what the lab saw of it, and
+// the last words of its guard.
+func (c *cluster) describeReset(host string) {
+	l := c.d.Layout()
+	events, _ := os.ReadFile(l.EventLog())
+	for line := range strings.Lines(string(events)) {
+		if strings.Contains(line, `"kind":"reset"`) && strings.Contains(line, `"host":"`+host+`"`) {
+			c.t.Logf("reset: %s", strings.TrimSpace(line))
+		}
+	}
+	for _, name := range []string{"guard.log", "init.log"} {
+		data, _ := os.ReadFile(filepath.Join(l.HostVar(host), "log/hanok", name))
+		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+		c.t.Logf("%s of %s:\n%s", name, host, strings.Join(lines[max(0, len(lines)-25):], "\n"))
 	}
 }
 

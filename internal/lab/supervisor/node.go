@@ -204,32 +204,6 @@ func (n *node) outlive(r *running) {
 	n.event(journal.Power, "off: its init ended")
 }
 
-// bite is called when the watchdog expires.
-func (n *node) bite(r *running) {
-	n.event(journal.Reset, "watchdog expired")
-	n.s.background.Go(func() {
-		n.power.Lock()
-		if n.current() != r {
-			n.power.Unlock()
-			return
-		}
-		n.mu.Lock()
-		n.resets++
-		n.mu.Unlock()
-		err := n.dismantle(r)
-		n.power.Unlock()
-		n.event(journal.Power, "off: reset by its watchdog")
-		if err != nil {
-			n.s.log.Error("reset host", "host", n.name, "err", err)
-		}
-		if n.s.settings.RebootOnReset && n.s.ctx.Err() == nil {
-			if err := n.on(n.s.ctx, r.watchdog == nil); err != nil {
-				n.s.log.Error("boot host after its reset", "host", n.name, "err", err)
-			}
-		}
-	})
-}
-
 // off is a power loss. A host that is off already stays so.
 func (n *node) off() error {
 	n.power.Lock()

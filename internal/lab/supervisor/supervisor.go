@@ -42,6 +42,7 @@ type Supervisor struct {
 	network     *network.Switch
 	observer    *observer.Observer
 	nodes       []*node
+	machine     lateness
 
 	ctx        context.Context
 	cancel     context.CancelFunc
@@ -89,6 +90,7 @@ func Run(ctx context.Context, lab layout.Lab) error {
 	if err := s.addNodes(); err != nil {
 		return err
 	}
+	s.background.Go(func() { s.machine.watch(s.ctx) })
 	err = s.serve()
 	s.cancel()
 	var wg sync.WaitGroup
