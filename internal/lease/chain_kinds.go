@@ -10,6 +10,9 @@ import (
 
 // sortedChains returns the chains that wait for time, in a fixed order.
 func (m *Machine) sortedChains() []*chain {
+	if len(m.chains) == 0 {
+		return nil // as nearly always
+	}
 	var out []*chain
 	for _, c := range m.chains {
 		if c.live && m.now >= c.deadline || c.wakeAt != 0 && m.now >= c.wakeAt {

@@ -270,12 +270,14 @@ func (m *Machine) Next() time.Duration {
 			at(m.agent.last + AgentSilence)
 		}
 	}
-	for _, c := range m.chains {
-		if c.live {
-			at(c.deadline)
-		}
-		if c.wakeAt != 0 {
-			at(c.wakeAt)
+	if len(m.chains) > 0 {
+		for _, c := range m.chains {
+			if c.live {
+				at(c.deadline)
+			}
+			if c.wakeAt != 0 {
+				at(c.wakeAt)
+			}
 		}
 	}
 	for i := range m.orphans {

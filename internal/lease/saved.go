@@ -112,16 +112,12 @@ func (m *Machine) restore(saved *Saved) {
 // SaveTo is Saved into a value that is used again: what it held before is
 // overwritten, its slices are kept.
 func (m *Machine) SaveTo(out *Saved) {
-	stores, vms, orphans := out.Stores[:0], out.VMs[:0], out.Orphans[:0]
-	known := make([][]string, len(out.Stores))
-	for i := range out.Stores {
-		known[i] = out.Stores[i].Known[:0]
-	}
+	stores, vms, orphans, before := out.Stores[:0], out.VMs[:0], out.Orphans[:0], out.Stores
 	*out = Saved{Host: m.cfg.Host, Boot: m.cfg.Boot, Incarnation: m.incN, Agent: m.agent.sequence}
 	for i, s := range m.stores {
 		var k []string
-		if i < len(known) {
-			k = known[i]
+		if i < len(before) {
+			k = before[i].Known[:0] // not overwritten yet: stores has i of them
 		}
 		o := SavedStore{Name: s.cfg.Name, HasS: s.hasS, S: s.s, Limits: s.limits, Sequence: s.sequence,
 			Known: append(k, s.known...), Changed: s.changed, ChangedAt: s.changedAt, ListCleanup: s.list.cleanup}

@@ -46,8 +46,11 @@ func (m *Machine) safe(v *vm) bool {
 // byContact reports whether v counts as safe only as long as a contact does,
 // and until when.
 func (m *Machine) byContact(v *vm) (time.Duration, bool) {
+	if v.absent() || v.freeze != frozenBusy {
+		return 0, false
+	}
 	s := m.store(v.spec.Home)
-	if v.absent() || v.freeze != frozenBusy || s == nil || s.fence() != model.FenceReset || !m.contact(s) {
+	if s == nil || s.fence() != model.FenceReset || !m.contact(s) {
 		return 0, false
 	}
 	return m.contactEnd(s), true

@@ -20,7 +20,7 @@ type agentd struct {
 	busy     bool
 	inbox    []fdm.Event
 	orders   []fdm.Effect
-	wake     time.Duration
+	alarm    alarm
 	stall    int
 	stallFor time.Duration
 
@@ -29,6 +29,8 @@ type agentd struct {
 	heard   fdm.HeartbeatReceived // used again
 	read    fdm.SlotsRead         // used again
 	replied fdm.GuardReplied      // used again
+	request lease.Request         // used again
+	spare   []*fdm.GuardReplied   // used again, of those that waited
 	asks    map[fdm.OpID]bool     // questions to the guard that are not answered
 }
 
@@ -49,7 +51,8 @@ func (a *agentd) start() {
 	}
 	a.life++
 	a.start64++
-	a.stopped, a.busy, a.inbox, a.orders, a.wake, a.guardUp, a.hvUp = false, false, nil, nil, 0, false, false
+	a.stopped, a.busy, a.inbox, a.orders, a.guardUp, a.hvUp = false, false, nil, nil, false, false
+	a.alarm = alarm{}
 	a.asks = map[fdm.OpID]bool{}
 	a.m = fdm.New(fdm.Config{Self: h.name, Boot: h.boot, Start: a.start64})
 	s.trace(h, "agent starts")
@@ -174,6 +177,9 @@ func (a *agentd) drain() {
 		a.inbox[len(a.inbox)-1] = nil
 		a.inbox = a.inbox[:len(a.inbox)-1]
 		a.step(ev)
+		if e, ok := ev.(*fdm.GuardReplied); ok && len(a.spare) < 16 {
+			a.spare = append(a.spare, e)
+		}
 	}
 	if a.life == life {
 		a.busy = false
@@ -206,19 +212,16 @@ func (a *agentd) step(ev fdm.Event) {
 
 func (a *agentd) plan() {
 	h := a.h
-	at := h.clk.when(max(a.m.Next(), h.clock()))
-	if a.wake > 0 && a.wake <= at {
-		return
+	if a.alarm.set(h, a.m.Next()) {
+		h.s.queue.push(item{at: a.alarm.at, kind: kindAgent, h: h, life: a.life})
 	}
-	a.wake = at
-	h.s.queue.push(item{at: at, kind: kindAgent, h: h, life: a.life})
 }
 
 func (a *agentd) wakeUp(life uint32) {
-	if a.life != life || a.wake != a.h.s.now {
+	if a.life != life || a.alarm.at != a.h.s.now {
 		return
 	}
-	a.wake = 0
+	a.alarm.at = 0
 	if !a.runs() {
 		return
 	}
@@ -240,8 +243,19 @@ func (a *agentd) beat(from *host, net int, b *fdm.Heartbeat) {
 
 // answered: the guard answers a question.
 func (a *agentd) answered(op fdm.OpID, r *lease.Reply) {
-	if a.h.s.opts.Off.AgentEvent != nil || !a.up() || !a.idle() {
+	switch {
+	case a.h.s.opts.Off.AgentEvent != nil || !a.up():
 		a.post(fdm.GuardReplied{Op: op, Reply: *r})
+		return
+	case !a.idle():
+		var e *fdm.GuardReplied
+		if n := len(a.spare); n > 0 {
+			e, a.spare = a.spare[n-1], a.spare[:n-1]
+		} else {
+			e = &fdm.GuardReplied{}
+		}
+		*e = fdm.GuardReplied{Op: op, Reply: *r}
+		a.post(e)
 		return
 	}
 	a.replied = fdm.GuardReplied{Op: op, Reply: *r}
@@ -490,6 +504,12 @@ func (a *agentd) askGuard(e fdm.AskGuard) {
 		a.later(0, func() fdm.Event {
 			return fdm.GuardReplied{Op: e.Op, Reply: lease.Reply{Code: lease.CodeBusy, Text: "the guard is not reachable"}}
 		})
+		return
+	}
+	if e.Request.Beat != nil && g.idle() { // the check of requests looks at none
+		a.request = e.Request
+		a.request.ID = uint64(e.Op)
+		g.post(lease.Event{Kind: lease.EvRequest, Conn: g.conn, Request: &a.request})
 		return
 	}
 	r := e.Request

@@ -37,3 +37,25 @@ func (c *clock) when(t time.Duration) time.Duration {
 func (c *clock) set(now time.Duration, ppm int64) {
 	c.shown, c.since, c.ppm = c.at(now), now, ppm
 }
+
+// alarm is when a machine is woken.
+type alarm struct {
+	at  time.Duration // true time of the item in the queue; 0 is none
+	due time.Duration // that time by the host's clock
+	clk clock         // as it ran then
+}
+
+// set has the machine woken when its host's clock shows next; false if it is
+// woken by then anyway. To work out a true time takes longer than to compare.
+func (a *alarm) set(h *host, next time.Duration) bool {
+	next = max(next, h.clock())
+	if a.at > 0 && a.due <= next && a.clk == h.clk {
+		return false
+	}
+	at := h.clk.when(next)
+	if a.at > 0 && a.at <= at {
+		return false
+	}
+	*a = alarm{at, next, h.clk}
+	return true
+}

@@ -68,7 +68,7 @@ func (s *Sim) Do(a scenario.Action, text string) error {
 		s.cover[ClockChanges]++
 		h.ppm = a.PPM
 		h.clk.set(s.now, a.PPM)
-		h.guard.wake, h.agent.wake = 0, 0
+		h.guard.alarm.at, h.agent.alarm.at = 0, 0
 		h.wake()
 	case scenario.Network:
 		q := &s.opts.Network

@@ -19,8 +19,10 @@ type guard struct {
 	busy     bool
 	inbox    []lease.Event
 	orders   []lease.Effect // of a step, that wait while the guard is stopped
-	wake     time.Duration  // true time of the item in the queue; 0 is none
-	stall    int            // stop before so many more effects; 0 is off
+	alarm    alarm
+	next     time.Duration // of the machine, if nextOK: it changes with its steps only
+	nextOK   bool
+	stall    int // stop before so many more effects; 0 is off
 	stallFor time.Duration
 
 	saved  *lease.Saved // in /run
@@ -49,7 +51,8 @@ func (g *guard) start() {
 	}
 	g.life++
 	g.lives++
-	g.stopped, g.busy, g.inbox, g.orders, g.wake, g.conn, g.sub = false, false, nil, nil, 0, 0, false
+	g.stopped, g.busy, g.inbox, g.orders, g.conn, g.sub = false, false, nil, nil, 0, false
+	g.alarm, g.nextOK = alarm{}, false
 	g.hooked = 0
 	g.asked, g.seen = map[uint64]func(lease.Reply){}, map[seenKey]model.Epoch{}
 	cfg := g.config()
@@ -121,12 +124,17 @@ func (g *guard) resume() {
 	}
 }
 
+// idle: an event would be taken at once.
+func (g *guard) idle() bool {
+	return !g.busy && len(g.inbox) == 0 && len(g.orders) == 0 && g.h.slow == 0 && g.runs()
+}
+
 // post gives the machine an event, as soon as the process runs.
 func (g *guard) post(ev lease.Event) {
 	if !g.up() {
 		return
 	}
-	if !g.busy && len(g.inbox) == 0 && len(g.orders) == 0 && g.h.slow == 0 && g.runs() {
+	if g.idle() {
 		g.busy = true
 		life := g.life
 		g.step(&ev)
@@ -188,6 +196,7 @@ func (g *guard) step(ev *lease.Event) {
 	s := g.h.s
 	s.steps++
 	life := g.life
+	g.nextOK = false
 	effects := g.m.Step(g.h.clock(), *ev)
 	for i := range effects {
 		e := &effects[i]
@@ -210,26 +219,31 @@ func (g *guard) step(ev *lease.Event) {
 	}
 }
 
+// due is when the machine wants its next tick.
+func (g *guard) due() time.Duration {
+	if !g.nextOK {
+		g.next, g.nextOK = g.m.Next(), true
+	}
+	return g.next
+}
+
 // plan makes sure that the machine is woken in time.
 func (g *guard) plan() {
 	h := g.h
-	at := h.clk.when(max(g.m.Next(), h.clock()))
-	if g.wake > 0 && g.wake <= at {
-		return
+	if g.alarm.set(h, g.due()) {
+		h.s.queue.push(item{at: g.alarm.at, kind: kindGuard, h: h, life: g.life})
 	}
-	g.wake = at
-	h.s.queue.push(item{at: at, kind: kindGuard, h: h, life: g.life})
 }
 
 func (g *guard) wakeUp(life uint32) {
-	if g.life != life || g.wake != g.h.s.now {
+	if g.life != life || g.alarm.at != g.h.s.now {
 		return // another one is in the queue
 	}
-	g.wake = 0
+	g.alarm.at = 0
 	if !g.runs() {
 		return
 	}
-	if g.m.Next() > g.h.clock() {
+	if g.due() > g.h.clock() {
 		g.plan()
 		return
 	}

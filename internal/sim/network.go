@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"hanok.dev/hanok/internal/fdm"
+	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/scenario"
 )
 
@@ -34,13 +35,32 @@ func (h *host) hears(from *host, net int) bool {
 	return !a.mute && !b.deaf && (a.side == b.side || a.side == 0 || b.side == 0)
 }
 
+// net is the index of a network; -1: there is none of that name. There are few.
+func (s *Sim) net(name string) int {
+	for i, n := range s.nets {
+		if n == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// host is the host of a name, or nil. Heartbeats go to one host on all networks,
+// one after the other.
+func (s *Sim) host(name model.HostID) *host {
+	if s.lastHost == nil || s.lastHost.name != name {
+		s.lastHost = s.byName[name]
+	}
+	return s.lastHost
+}
+
 // heartbeatNets are the indices of the networks that agents talk on.
 func (s *Sim) heartbeatNets() []string { return s.conf.HeartbeatNetworks }
 
 // joined tells whether a connection between two hosts can carry anything.
 func (s *Sim) joined(a, b *host) bool {
 	for _, n := range s.heartbeatNets() {
-		i := s.netIdx[n]
+		i := s.net(n)
 		if a.hears(b, i) && b.hears(a, i) {
 			return true
 		}
@@ -50,9 +70,8 @@ func (s *Sim) joined(a, b *host) bool {
 
 // sendBeat puts a datagram on a network.
 func (s *Sim) sendBeat(from *host, e *fdm.SendHeartbeat) {
-	to := s.byName[e.To]
-	net, ok := s.netIdx[e.Network]
-	if !ok || to == nil || from.nics[net].mute {
+	to, net := s.host(e.To), s.net(e.Network)
+	if net < 0 || to == nil || from.nics[net].mute {
 		return
 	}
 	q := &s.opts.Network

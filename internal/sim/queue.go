@@ -25,7 +25,6 @@ const (
 // which they were made.
 type item struct {
 	at   time.Duration
-	seq  uint64
 	h    *host
 	p    *load
 	life uint32 // of the process that it is for
@@ -47,12 +46,22 @@ type load struct {
 }
 
 // queue is a 4-ary heap: half as deep as a binary one, and its children lie
-// together in memory.
+// together in memory. It moves keys without pointers; what they stand for stays
+// where it is.
 type queue struct {
+	keys  []key
 	items []item
+	empty []uint32 // places in items that are free
 	seq   uint64
 	free  *load
 	spare int // how many are free
+}
+
+// key orders an item.
+type key struct {
+	at  time.Duration
+	seq uint64
+	i   uint32 // its place in items
 }
 
 // maxSpare bounds the loads that are kept: an election of a thousand hosts
@@ -79,33 +88,46 @@ func (q *queue) release(p *load) {
 	q.free = p
 }
 
-func (a *item) before(b *item) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
+func (a *key) before(b *key) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
+
+// until tells whether the next item is due at end or before.
+func (q *queue) until(end time.Duration) bool { return len(q.keys) > 0 && q.keys[0].at <= end }
 
 func (q *queue) push(it item) {
 	q.seq++
-	it.seq = q.seq
-	q.items = append(q.items, it)
-	i := len(q.items) - 1
+	k := key{at: it.at, seq: q.seq}
+	if n := len(q.empty); n > 0 {
+		k.i = q.empty[n-1]
+		q.empty = q.empty[:n-1]
+		q.items[k.i] = it
+	} else {
+		k.i = uint32(len(q.items))
+		q.items = append(q.items, it)
+	}
+	q.keys = append(q.keys, k)
+	i := len(q.keys) - 1
 	for i > 0 {
 		p := (i - 1) / 4
-		if !it.before(&q.items[p]) {
+		if !k.before(&q.keys[p]) {
 			break
 		}
-		q.items[i] = q.items[p]
+		q.keys[i] = q.keys[p]
 		i = p
 	}
-	q.items[i] = it
+	q.keys[i] = k
 }
 
+// pop takes the next item. Its place is used again, and holds it until then.
 func (q *queue) pop() item {
-	top := q.items[0]
-	last := len(q.items) - 1
-	it := q.items[last]
-	q.items[last] = item{}
-	q.items = q.items[:last]
+	top := q.keys[0].i
+	q.empty = append(q.empty, top)
+	last := len(q.keys) - 1
+	k := q.keys[last]
+	q.keys = q.keys[:last]
 	if last == 0 {
-		return top
+		return q.items[top]
 	}
+	keys := q.keys
 	i := 0
 	for {
 		c := 4*i + 1
@@ -113,17 +135,17 @@ func (q *queue) pop() item {
 			break
 		}
 		best := c
-		for k := c + 1; k < c+4 && k < last; k++ {
-			if q.items[k].before(&q.items[best]) {
-				best = k
+		for n := c + 1; n < c+4 && n < last; n++ {
+			if keys[n].before(&keys[best]) {
+				best = n
 			}
 		}
-		if !q.items[best].before(&it) {
+		if !keys[best].before(&k) {
 			break
 		}
-		q.items[i] = q.items[best]
+		keys[i] = keys[best]
 		i = best
 	}
-	q.items[i] = it
-	return top
+	keys[i] = k
+	return q.items[top]
 }

@@ -67,18 +67,18 @@ type Sim struct {
 	items uint64 // items of the queue
 	hash  uint64
 
-	cluster *config.Cluster // the newest version
-	conf    fdm.Cluster
-	files   map[uint64]*file
-	newest  *file // but for those that were refused
-	hosts   []*host
-	byName  map[model.HostID]*host
-	disks   []*disk
-	vms     []*guest
-	byVM    map[model.VMID]*guest
-	vmNamed map[string]*guest
-	nets    []string
-	netIdx  map[string]int
+	cluster  *config.Cluster // the newest version
+	conf     fdm.Cluster
+	files    map[uint64]*file
+	newest   *file // but for those that were refused
+	hosts    []*host
+	byName   map[model.HostID]*host
+	lastHost *host // that host found last
+	disks    []*disk
+	vms      []*guest
+	byVM     map[model.VMID]*guest
+	vmNamed  map[string]*guest
+	nets     []string
 
 	nonces uint64
 	admins uint64
@@ -124,13 +124,12 @@ func New(c *config.Cluster, o Options) (*Sim, error) {
 		o.Drift = 0
 	}
 	s := &Sim{opts: o, rng: random(o.Seed), files: map[uint64]*file{}, byName: map[model.HostID]*host{},
-		byVM: map[model.VMID]*guest{}, vmNamed: map[string]*guest{}, netIdx: map[string]int{}, asked: map[uint64]func(fdm.AdminReply){},
+		byVM: map[model.VMID]*guest{}, vmNamed: map[string]*guest{}, asked: map[uint64]func(fdm.AdminReply){},
 		now: time.Second}
 	s.check.init(s)
 	s.adoptFile(c)
-	for i, n := range c.Networks {
+	for _, n := range c.Networks {
 		s.nets = append(s.nets, n.Name)
-		s.netIdx[n.Name] = i
 	}
 	for i := range c.Datastores {
 		s.disks = append(s.disks, newDisk(s, i, c.Datastores[i].Name))
@@ -210,7 +209,7 @@ func (s *Sim) after(d time.Duration, f func()) {
 // Run lets time pass until the scenario's time t, or the first violation.
 func (s *Sim) Run(t time.Duration) {
 	end := s.zero + t
-	for !s.stopped && len(s.queue.items) > 0 && s.queue.items[0].at <= end {
+	for !s.stopped && s.queue.until(end) {
 		s.turn()
 	}
 	if !s.stopped {
