@@ -352,7 +352,12 @@ func (r *remote) handedOver(ctx context.Context, t *hanokv1.Task) (fdm.AdminRepl
 		t = s.Msg().Task
 		switch {
 		case t.State == hanokv1.TaskState_TASK_STATE_FAILED, t.State == hanokv1.TaskState_TASK_STATE_CANCELLED:
-			return fdm.AdminReply{Text: strings.TrimPrefix(t.Message, "refused: ")}, nil
+			text, help, _ := strings.Cut(strings.TrimPrefix(t.Message, "refused: "), "; what would help: ")
+			reply := fdm.AdminReply{Refused: t.Refused, Text: text}
+			if help != "" {
+				reply.Help = []string{help}
+			}
+			return reply, nil
 		case t.State == hanokv1.TaskState_TASK_STATE_SUCCEEDED, t.Progress >= 50 && t.Kind != api.TaskUnprotect:
 			return fdm.AdminReply{OK: true}, nil
 		}
@@ -461,7 +466,7 @@ func explainAPI(e *connect.Error) *Error {
 		}
 		switch m := v.(type) {
 		case *hanokv1.Remedy:
-			out.Remedy = m.Text
+			out.Remedy = strings.Replace(m.Text, "all the same by force", "all the same with --force", 1)
 		case *hanokv1.FieldErrors:
 			for _, f := range m.Errors {
 				if f.Remedy != "" && out.Remedy == "" {

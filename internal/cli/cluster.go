@@ -28,7 +28,7 @@ const applyWait = 30 * time.Second
 
 func newCluster(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "cluster", Short: "Show and change the cluster file, and whom its hosts trust"}
-	cmd.AddCommand(newApply(a), newShow(a), newOptions(a), newClusterList(a), newClusterTrust(a))
+	cmd.AddCommand(newApply(a), newShow(a), newOptions(a), newClusterList(a), newAdopt(a), newClusterTrust(a))
 	return cmd
 }
 

@@ -106,7 +106,7 @@ func newHAResources(a *app) *cobra.Command {
 		}
 		t := &table{header: []string{"ID", "NODE", "TYPE", "NAME", "STATE", "REQUESTED", "PRIORITY", "MAX RESTART", "MAX RELOCATE", "FAILBACK"}}
 		for _, x := range list {
-			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, x.Requested, dash(x.Priority), limit(x.MaxRestart), limit(x.MaxRelocate), failback(x.Failback))
+			t.add(x.Id, dash(x.Node), x.Type, x.Name, x.State, x.Requested, dash(x.Priority), limit(x.GetMaxRestart()), limit(x.GetMaxRelocate()), failback(x.GetFailback()))
 		}
 		t.write(w, painterFor(w))
 		return nil

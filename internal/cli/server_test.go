@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,8 @@ import (
 // the script.
 func TestThroughAServer(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/server",
+		Dir:  "testdata/server",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"onhosts": onHosts, "waitfor": waitFor},
 		Setup: func(env *testscript.Env) error {
 			c, err := config.ReadFile(filepath.Join(env.WorkDir, "cluster.yaml"))
 			if err != nil {
@@ -29,6 +31,11 @@ func TestThroughAServer(t *testing.T) {
 			if err != nil {
 				return err
 			}
+			hosts.SetRefuse(func(*config.Cluster, bool) string {
+				b, _ := os.ReadFile(filepath.Join(env.WorkDir, "refuse")) // most scripts have none
+				return strings.TrimSpace(string(b))
+			})
+			env.Values[hostsKey{}] = hosts
 			short, err := os.MkdirTemp("", "hanok") // a socket's path is short
 			if err != nil {
 				return err
@@ -61,4 +68,24 @@ func TestThroughAServer(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+type hostsKey struct{}
+
+// onHosts is `onhosts FILE`: a change of the cluster file on a host.
+func onHosts(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := config.Parse([]byte(ts.ReadFile(args[0])))
+	ts.Check(err)
+	ts.Check(ts.Value(hostsKey{}).(*fakeagent.Cluster).Apply(c))
+}
+
+// waitFor is `waitfor SOCKET TEXT`: until `hanok cluster list -o json` says it.
+func waitFor(ts *testscript.TestScript, _ bool, args []string) {
+	for range 200 {
+		ts.Check(ts.Exec("hanok", "--server", args[0], "cluster", "list", "-o", "json"))
+		if strings.Contains(ts.ReadFile("stdout"), `"`+args[1]+`": true`) {
+			return
+		}
+	}
+	ts.Fatalf("%s did not come", args[1])
 }

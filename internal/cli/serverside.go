@@ -16,6 +16,7 @@ import (
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/i18n"
+	"hanok.dev/hanok/internal/server/api"
 )
 
 // writeMessages writes messages of the API as a JSON list.
@@ -62,6 +63,26 @@ func listing[M proto.Message](a *app, use, short string, header []string, get fu
 		return nil
 	}
 	return cmd
+}
+
+// newest collects the pages of a list that begins with the newest, until there are
+// as many as asked for.
+func newest[M any](number int32, get func(size int32, token string) ([]M, string, error)) ([]M, error) {
+	if number < 1 {
+		return nil, usage("give a number from 1", "-n %d shows nothing", number)
+	}
+	var out []M
+	token := ""
+	for {
+		list, next, err := get(min(number-int32(len(out)), api.MaxPage), token)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list...)
+		if token = next; token == "" || len(out) >= int(number) {
+			return out, nil
+		}
+	}
 }
 
 // pages collects all pages of a list.
@@ -157,7 +178,11 @@ func (s *apiClient) wait(c *cobra.Command, t *hanokv1.Task) error {
 		if strings.HasPrefix(t.Message, "not in time") {
 			code = ExitTimeout
 		}
-		return Fail(code, "hanok task list", "task %s %s: %s", t.Id, stateWord(t.State), t.Message)
+		remedy := "hanok task list"
+		if t.Refused {
+			remedy = "do it all the same with --force"
+		}
+		return Fail(code, remedy, "task %s %s: %s", t.Id, stateWord(t.State), t.Message)
 	}
 	i18n.Fprintln(c.OutOrStdout(), t.Message)
 	return nil
@@ -181,14 +206,19 @@ func newDatastoreList(a *app) *cobra.Command {
 
 func newTask(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "task", Short: "Follow long operations (through a server)"}
-	cmd.AddCommand(listing(a, "list", "List the newest tasks", []string{"TASK", "KIND", "CLUSTER", "TARGET", "STATE", "DONE", "BY", "CREATED", "MESSAGE"},
+	number := int32(100)
+	list := listing(a, "list", "List the newest tasks", []string{"TASK", "KIND", "CLUSTER", "TARGET", "STATE", "DONE", "BY", "CREATED", "MESSAGE"},
 		func(ctx context.Context, s *apiClient, cluster string) ([]*hanokv1.Task, error) {
-			r, err := s.task.ListTasks(ctx, &hanokv1.ListTasksRequest{Cluster: cluster})
-			return r.GetTasks(), err
+			return newest(number, func(size int32, token string) ([]*hanokv1.Task, string, error) {
+				r, err := s.task.ListTasks(ctx, &hanokv1.ListTasksRequest{Cluster: cluster, PageSize: size, PageToken: token})
+				return r.GetTasks(), r.GetNextPageToken(), err
+			})
 		}, func(t *hanokv1.Task) []string {
 			return []string{t.Id, t.Kind, dash(t.Cluster), dash(t.Target), stateWord(t.State), fmt.Sprintf("%d %%", t.Progress), t.Principal,
 				t.Created.AsTime().Local().Format("2006-01-02 15:04:05"), t.Message}
-		}))
+		})
+	list.Flags().Int32VarP(&number, "number", "n", number, "how many of the newest")
+	cmd.AddCommand(list)
 	one := func(use, short string, do func(c *cobra.Command, s *apiClient, id string) error) {
 		cmd.AddCommand(&cobra.Command{Use: use + " TASK", Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 			s, err := a.api()
@@ -279,9 +309,7 @@ func (a *app) check(c *cobra.Command, file string) (*apiClient, *hanokv1.CheckCo
 }
 
 func printCheck(w io.Writer, r *hanokv1.CheckConfigResponse) {
-	for _, x := range r.Changes {
-		fmt.Fprintln(w, config.Change{Field: x.Field, Old: x.Old, New: x.New, Op: x.Op})
-	}
+	printChanges(w, r.Changes)
 	for _, x := range r.Conflicts {
 		i18n.Fprintf(w, "rules %s contradict each other: %s\n", strings.Join(x.Rules, ", "), x.Text)
 	}
@@ -323,45 +351,6 @@ func newGet(a *app) *cobra.Command {
 		}
 		_, err = io.WriteString(c.OutOrStdout(), r.Config.Yaml)
 		return err
-	}
-	return cmd
-}
-
-func newDiff(a *app) *cobra.Command {
-	var file string
-	cmd := &cobra.Command{Use: "diff [-f FILE]", Short: "Show how a file, or what the hosts have, differs from what is wanted (through a server)", Args: cobra.NoArgs,
-		Long: "Show how a file differs from the wanted configuration; without one, how what the\nhosts work with differs from it (drift). Exit code 1 when something differs."}
-	cmd.Flags().StringVarP(&file, "file", "f", "", "the cluster file, - for standard input")
-	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		w := c.OutOrStdout()
-		differs := Fail(ExitFailed, "", "there are differences")
-		if file != "" {
-			_, r, _, err := a.check(c, file)
-			if err != nil {
-				return err
-			}
-			if printCheck(w, r); len(r.Changes) > 0 {
-				return differs
-			}
-			return nil
-		}
-		s, err := a.api()
-		if err != nil {
-			return err
-		}
-		cluster, err := s.clusterName(c.Context())
-		if err != nil {
-			return err
-		}
-		r, err := s.inventory.GetCluster(c.Context(), &hanokv1.GetClusterRequest{Cluster: cluster})
-		if err != nil || r.Cluster.Drift == nil {
-			return err
-		}
-		i18n.Fprintln(w, r.Cluster.Drift.Text)
-		for _, x := range r.Cluster.Drift.Changes {
-			fmt.Fprintln(w, config.Change{Field: x.Field, Old: x.Old, New: x.New, Op: x.Op})
-		}
-		return differs
 	}
 	return cmd
 }

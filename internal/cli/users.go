@@ -317,8 +317,10 @@ func newUser(a *app) *cobra.Command {
 	set.add(role)
 	cmd.AddCommand(add, role,
 		listing(a, "list", "List the users", []string{"NAME", "ROLE", "ON CLUSTERS", "CREATED"}, func(ctx context.Context, s *apiClient, _ string) ([]*hanokv1.User, error) {
-			r, err := s.user.ListUsers(ctx, &hanokv1.ListUsersRequest{})
-			return r.GetUsers(), err
+			return pages(func(token string) ([]*hanokv1.User, string, error) {
+				r, err := s.user.ListUsers(ctx, &hanokv1.ListUsersRequest{PageToken: token})
+				return r.GetUsers(), r.GetNextPageToken(), err
+			})
 		}, func(u *hanokv1.User) []string {
 			return []string{u.Name, roleName(u.Role), grantsText(u.Grants), when(u.Created)}
 		}),
@@ -369,8 +371,10 @@ func newToken(a *app) *cobra.Command {
 	var of string
 	var all bool
 	list := listing(a, "list", "List API tokens", []string{"ID", "USER", "LIMIT", "EXPIRES", "NOTE"}, func(ctx context.Context, s *apiClient, _ string) ([]*hanokv1.Token, error) {
-		r, err := s.auth.ListTokens(ctx, &hanokv1.ListTokensRequest{User: of, All: all})
-		return r.GetTokens(), err
+		return pages(func(token string) ([]*hanokv1.Token, string, error) {
+			r, err := s.auth.ListTokens(ctx, &hanokv1.ListTokensRequest{User: of, All: all, PageToken: token})
+			return r.GetTokens(), r.GetNextPageToken(), err
+		})
 	}, func(t *hanokv1.Token) []string {
 		return []string{t.Id, t.User, roleName(t.Limit), when(t.Expires), dash(t.Note)}
 	})
@@ -385,10 +389,14 @@ func newToken(a *app) *cobra.Command {
 
 func newAudit(a *app) *cobra.Command {
 	var q hanokv1.ListAuditRequest
+	number := int32(50)
 	cmd := listing(a, "audit", "Show who changed what, and who was refused (through a server)", []string{"TIME", "WHO", "VIA", "FROM", "METHOD", "CLUSTER", "TARGET", "RESULT", "TEXT"},
 		func(ctx context.Context, s *apiClient, _ string) ([]*hanokv1.AuditEntry, error) {
-			r, err := s.audit.ListAudit(ctx, &q)
-			return r.GetEntries(), err
+			return newest(number, func(size int32, token string) ([]*hanokv1.AuditEntry, string, error) {
+				q.PageSize, q.PageToken = size, token
+				r, err := s.audit.ListAudit(ctx, &q)
+				return r.GetEntries(), r.GetNextPageToken(), err
+			})
 		}, func(e *hanokv1.AuditEntry) []string {
 			return []string{when(e.Time), dash(e.Principal), e.Via, dash(e.Address), e.Method, dash(e.Cluster), dash(e.Target), e.Result, dash(e.Text)}
 		})
@@ -397,7 +405,7 @@ func newAudit(a *app) *cobra.Command {
 	f.StringVar(&q.Method, "method", "", "only of this method, such as OperationService/StartVM")
 	f.StringVar(&q.OnCluster, "on", "", "only about this cluster")
 	f.BoolVar(&q.Failed, "failed", false, "only what was refused or failed")
-	f.Int32VarP(&q.PageSize, "number", "n", 50, "how many of the newest")
+	f.Int32VarP(&number, "number", "n", number, "how many of the newest")
 	return cmd
 }
 

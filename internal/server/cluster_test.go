@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/api/gen/hanok/v1/hanokv1connect"
@@ -259,13 +260,13 @@ func TestStatusAndPage(t *testing.T) {
 	if err != nil || rule.Version != 2 {
 		t.Fatalf("%v, %v", rule, err)
 	}
-	res, err := r.ha.PutResource(ctx, &hanokv1.PutResourceRequest{Cluster: "seoul", ExpectedVersion: 2, Resource: &hanokv1.Resource{Name: "web", Type: "vm", Id: "vm:web", MaxRestart: 3}})
+	res, err := r.ha.PutResource(ctx, &hanokv1.PutResourceRequest{Cluster: "seoul", ExpectedVersion: 2, Resource: &hanokv1.Resource{Name: "web", Type: "vm", Id: "vm:web", MaxRestart: proto.Int32(3)}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.ends(res.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
 	p, err = r.ha.GetHAStatus(ctx, &hanokv1.GetHAStatusRequest{Cluster: "seoul"})
-	if err != nil || len(p.NodeRules) != 1 || len(p.NodeRules[0].Nodes) != 2 || p.NodeRules[0].Nodes[1].Weight != 0 || p.Resources[1].MaxRestart != 3 || p.Resources[1].Id != "vm:web" {
+	if err != nil || len(p.NodeRules) != 1 || len(p.NodeRules[0].Nodes) != 2 || p.NodeRules[0].Nodes[1].Weight != 0 || p.Resources[1].GetMaxRestart() != 3 || p.Resources[1].Id != "vm:web" {
 		t.Errorf("%v, %v", p, err)
 	}
 	if _, err := r.ha.PutResource(ctx, &hanokv1.PutResourceRequest{Cluster: "seoul", ExpectedVersion: 3, Resource: &hanokv1.Resource{Name: "web", Type: "vm", Id: "vm:db"}}); connect.CodeOf(err) != connect.CodeInvalidArgument {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/api/gen/hanok/v1/hanokv1connect"
@@ -20,6 +21,7 @@ import (
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/pki"
+	"hanok.dev/hanok/internal/server/api"
 	"hanok.dev/hanok/internal/server/fakeagent"
 )
 
@@ -115,7 +117,7 @@ var killWrites = []killWrite{
 			return c, nil
 		}, func() (uint64, *hanokv1.Task, error) {
 			out, err := v.ha.PutResource(ctx, &hanokv1.PutResourceRequest{Cluster: "seoul", ExpectedVersion: l.version, IdempotencyKey: key,
-				Resource: &hanokv1.Resource{Name: "extra", Type: "vm", Datastore: "ds1", MaxRestart: int32(n), MaxRelocate: 1}})
+				Resource: &hanokv1.Resource{Name: "extra", Type: "vm", Datastore: "ds1", MaxRestart: proto.Int32(int32(n)), MaxRelocate: proto.Int32(1)}})
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
@@ -538,7 +540,7 @@ func (l *ledger) checkTasks(ctx context.Context, t *testing.T, v *victimServer) 
 // the log has each call.
 func (l *ledger) checkPeople(ctx context.Context, t *testing.T, v *victimServer) {
 	t.Helper()
-	list, err := v.users.ListUsers(ctx, &hanokv1.ListUsersRequest{})
+	list, err := v.users.ListUsers(ctx, &hanokv1.ListUsersRequest{PageSize: api.MaxPage})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -560,7 +562,7 @@ func (l *ledger) checkPeople(ctx context.Context, t *testing.T, v *victimServer)
 			t.Errorf("%s cannot log in: %v", name, err)
 		}
 	}
-	tokens, err := v.auth.ListTokens(ctx, &hanokv1.ListTokensRequest{All: true})
+	tokens, err := v.auth.ListTokens(ctx, &hanokv1.ListTokensRequest{All: true, PageSize: api.MaxPage})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -406,7 +406,7 @@ func (a Config) AdoptConfig(ctx context.Context, r *hanokv1.AdoptConfigRequest) 
 		if err != nil {
 			return nil, err
 		}
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "what was changed on a host was taken over", func(*config.Cluster) (*config.Cluster, error) { return theirs, nil })
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, r.Force, "what was changed on a host was taken over", func(*config.Cluster) (*config.Cluster, error) { return theirs, nil })
 		if err != nil {
 			return nil, err
 		}

@@ -145,125 +145,6 @@ func agentRow(c *hanokv1.Cluster, h *hanokv1.Host) *hanokv1.AgentRow {
 	return out
 }
 
-// resources are the VMs of the file and those that hosts report, by name.
-func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
-	var seen []*hanokv1.VM
-	a.cache.VMs(cluster, "", func(v *hanokv1.VM) bool {
-		seen = append(seen, v)
-		return true
-	})
-	return Resources(cluster, c, seen)
-}
-
-// Resources are the VMs of a cluster file and those that its hosts report, by
-// name.
-func Resources(cluster string, c *config.Cluster, seen []*hanokv1.VM) []*hanokv1.Resource {
-	byName := map[string]*hanokv1.Resource{}
-	for i := range c.VMs {
-		v := &c.VMs[i]
-		byName[v.Name] = &hanokv1.Resource{Cluster: cluster, Id: v.Type + ":" + v.Name, Node: string(v.Host), Type: v.Type, Name: v.Name, State: string(v.Requested),
-			Requested: string(v.Requested), MaxRestart: int32(v.Restart.MaxRestart), MaxRelocate: int32(v.Restart.MaxRelocate), Failback: v.Restart.Failback,
-			Priority: string(v.Restart.Priority), Datastore: string(v.Datastore), Configured: true}
-	}
-	for _, v := range seen {
-		r := byName[v.Name]
-		if r == nil {
-			r = &hanokv1.Resource{Cluster: cluster, Id: "vm:" + v.Name, Type: "vm", Name: v.Name, Requested: string(model.RequestedStarted), MaxRestart: config.NoLimit, MaxRelocate: config.NoLimit,
-				Priority: v.Priority, Datastore: v.Datastore}
-			byName[v.Name] = r
-		}
-		r.Node, r.State, r.Reason = v.Host, v.State, v.Reason
-	}
-	out := make([]*hanokv1.Resource, 0, len(byName))
-	for _, r := range byName {
-		out = append(out, r)
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out
-}
-
-// ListResources implements the service.
-func (a HA) ListResources(_ context.Context, r *hanokv1.ListResourcesRequest) (*hanokv1.ListResourcesResponse, error) {
-	p, err := pageOf(r.PageSize, r.PageToken)
-	if err != nil {
-		return nil, err
-	}
-	w := a.cache.Wanted(r.Cluster)
-	if w == nil {
-		return nil, a.noCluster(r.Cluster)
-	}
-	out := &hanokv1.ListResourcesResponse{Version: w.Cluster.Version}
-	out.Resources, out.NextPageToken = cut(p, a.resources(r.Cluster, w.Cluster), func(x *hanokv1.Resource) string { return x.Name })
-	return out, nil
-}
-
-// PutResource implements the service.
-func (a HA) PutResource(ctx context.Context, r *hanokv1.PutResourceRequest) (*hanokv1.PutResourceResponse, error) {
-	x := r.Resource
-	if x == nil || x.Name == "" {
-		return nil, invalid("resource.name", "", "is required")
-	}
-	if x.Id != "" && x.Id != x.Type+":"+x.Name {
-		return nil, invalid("resource.id", "leave the id out, or TYPE:NAME", "%q does not belong to %s %s: the id of a resource is fixed", x.Id, x.Type, x.Name)
-	}
-	out := &hanokv1.PutResourceResponse{}
-	return out, a.change(ctx, "PutResource", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "resource "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) { return a.withResource(r.Cluster, c, x) })
-		if err != nil {
-			return nil, err
-		}
-		out.Version, out.Task = e.version, e.task
-		return t, nil
-	})
-}
-
-// withResource sets a VM's part of a cluster file.
-func (a *API) withResource(cluster string, c *config.Cluster, x *hanokv1.Resource) (*config.Cluster, error) {
-	v := c.VMByName(x.Name)
-	if v == nil {
-		n := config.NewVM(x.Name)
-		if seen := a.cache.VM(cluster, x.Name); seen != nil {
-			n.ID, n.Datastore = model.VMID(seen.Id), model.DatastoreName(seen.Datastore)
-		}
-		c.VMs = append(c.VMs, n)
-		v = &c.VMs[len(c.VMs)-1]
-	}
-	if x.Type != "" {
-		v.Type = x.Type
-	}
-	if x.Datastore != "" {
-		v.Datastore = model.DatastoreName(x.Datastore)
-	}
-	if x.Requested != "" {
-		v.Requested = model.Requested(x.Requested)
-	}
-	if x.Priority != "" {
-		v.Restart.Priority = model.Priority(x.Priority)
-	}
-	v.Restart.MaxRestart, v.Restart.MaxRelocate, v.Restart.Failback = int(x.MaxRestart), int(x.MaxRelocate), x.Failback
-	return c, nil
-}
-
-// RemoveResource implements the service.
-func (a HA) RemoveResource(ctx context.Context, r *hanokv1.RemoveResourceRequest) (*hanokv1.RemoveResourceResponse, error) {
-	out := &hanokv1.RemoveResourceResponse{}
-	return out, a.change(ctx, "RemoveResource", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "resource "+r.Resource+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
-			i := slices.IndexFunc(c.VMs, func(v config.VM) bool { return v.Name == r.Resource })
-			if i < 0 {
-				return nil, invalid("resource", "ListResources shows them", "the cluster file has no VM %q", r.Resource)
-			}
-			c.VMs = slices.Delete(c.VMs, i, i+1)
-			return c, nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		out.Version, out.Task = e.version, e.task
-		return t, nil
-	})
-}
-
 // Rules are the rules of a cluster file with their conflicts, oldest first.
 func Rules(cluster string, c *config.Cluster) []*hanokv1.Rule {
 	report := snapshot.Check(c, rules.Options{})
@@ -315,7 +196,7 @@ func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.Pu
 	}
 	out := &hanokv1.PutRuleResponse{}
 	return out, a.change(ctx, "PutRule", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "rule "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, r.Force, "rule "+x.Name+" was set", func(c *config.Cluster) (*config.Cluster, error) {
 			i := slices.IndexFunc(c.Rules, func(o config.Rule) bool { return o.Name == x.Name })
 			if i < 0 {
 				c.Rules = append(c.Rules, config.Rule{Name: x.Name})
@@ -345,7 +226,7 @@ func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.Pu
 func (a HA) RemoveRule(ctx context.Context, r *hanokv1.RemoveRuleRequest) (*hanokv1.RemoveRuleResponse, error) {
 	out := &hanokv1.RemoveRuleResponse{}
 	return out, a.change(ctx, "RemoveRule", r.IdempotencyKey, r, out, func() (*store.Txn, error) {
-		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, false, "rule "+r.Rule+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
+		t, e, err := a.edit(ctx, r.Cluster, r.ExpectedVersion, r.Force, "rule "+r.Rule+" was removed", func(c *config.Cluster) (*config.Cluster, error) {
 			i := slices.IndexFunc(c.Rules, func(o config.Rule) bool { return o.Name == r.Rule })
 			if i < 0 {
 				return nil, invalid("rule", "ListRules shows them", "the cluster file has no rule %q", r.Rule)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -149,15 +151,24 @@ func (a Auth) CreateToken(ctx context.Context, r *hanokv1.CreateTokenRequest) (*
 
 // ListTokens implements the service.
 func (a Auth) ListTokens(ctx context.Context, r *hanokv1.ListTokensRequest) (*hanokv1.ListTokensResponse, error) {
+	pg, err := pageOf(r.PageSize, r.PageToken)
+	if err != nil {
+		return nil, err
+	}
 	user := ""
 	if !r.All || !access.From(ctx).May(hanokv1.Role_ROLE_ADMINISTRATOR, "") {
-		var err error
 		if user, err = whose(ctx, r.User); err != nil {
 			return nil, err
 		}
 	}
 	list, err := a.Book.Tokens(ctx, user)
-	return &hanokv1.ListTokensResponse{Tokens: list}, accountError(err)
+	if err != nil {
+		return nil, accountError(err)
+	}
+	slices.SortFunc(list, func(x, y *hanokv1.Token) int { return strings.Compare(x.Id, y.Id) })
+	out := &hanokv1.ListTokensResponse{}
+	out.Tokens, out.NextPageToken = cut(pg, list, (*hanokv1.Token).GetId)
+	return out, nil
 }
 
 // RevokeToken implements the service.
@@ -183,9 +194,18 @@ func (a Users) AddUser(ctx context.Context, r *hanokv1.AddUserRequest) (*hanokv1
 }
 
 // ListUsers implements the service.
-func (a Users) ListUsers(ctx context.Context, _ *hanokv1.ListUsersRequest) (*hanokv1.ListUsersResponse, error) {
+func (a Users) ListUsers(ctx context.Context, r *hanokv1.ListUsersRequest) (*hanokv1.ListUsersResponse, error) {
+	pg, err := pageOf(r.PageSize, r.PageToken)
+	if err != nil {
+		return nil, err
+	}
 	list, err := a.Book.List(ctx)
-	return &hanokv1.ListUsersResponse{Users: list}, accountError(err)
+	if err != nil {
+		return nil, accountError(err)
+	}
+	out := &hanokv1.ListUsersResponse{}
+	out.Users, out.NextPageToken = cut(pg, list, (*hanokv1.User).GetName)
+	return out, nil
 }
 
 // RemoveUser implements the service.

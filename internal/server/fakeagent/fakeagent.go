@@ -103,7 +103,8 @@ func (f *Cluster) Orders() []string {
 }
 
 // SetRefuse lets the primary refuse cluster files: refuse says why, "" is no
-// refusal; asked is true for a question, false for the file itself.
+// refusal; asked is true for a question, false for the file itself. At the start
+// of a VM it is asked about the file in force.
 func (f *Cluster) SetRefuse(refuse func(file *config.Cluster, asked bool) string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -259,6 +260,12 @@ func (a *Agent) Admin(_ context.Context, r fdm.AdminRequest) (fdm.AdminReply, er
 		f.config, f.file = c, r.Apply.File
 		return fdm.AdminReply{OK: true}, nil
 	case r.Start != nil:
+		if no := f.refusal(f.config, false); no != nil {
+			if !r.Force {
+				return *no, nil
+			}
+			f.forced = append(f.forced, r.By)
+		}
 		return power("start", r.Start, model.VMStarted)
 	case r.Shutdown != nil:
 		return power("shutdown", r.Shutdown, model.VMStopped)

@@ -105,6 +105,14 @@ func (r *running) end(ctx context.Context, s hanokv1.TaskState, format string, a
 	})
 }
 
+// refused ends the task as refused by the primary; admission: by admission control,
+// which force overrules.
+func (r *running) refused(ctx context.Context, admission bool, why string) error {
+	return r.update(ctx, func(t *hanokv1.Task) {
+		t.State, t.Message, t.Finished, t.Refused = failed, "refused: "+why, timestamppb.Now(), admission
+	})
+}
+
 const (
 	succeeded = hanokv1.TaskState_TASK_STATE_SUCCEEDED
 	failed    = hanokv1.TaskState_TASK_STATE_FAILED
@@ -149,7 +157,7 @@ func (r *running) apply(ctx context.Context, t *hanokv1.Task) error {
 		case w.Cluster.Version > t.ConfigVersion:
 			return true, r.end(ctx, cancelled, "replaced by version %d", w.Cluster.Version)
 		case w.Cluster.Version < t.ConfigVersion && w.Version.RefusedAbove >= t.ConfigVersion:
-			return true, r.end(ctx, failed, "refused: %s", r.w.refusedWhy(ctx, t.Cluster, t.ConfigVersion))
+			return true, r.refused(ctx, true, r.w.refusedWhy(ctx, t.Cluster, t.ConfigVersion))
 		}
 		acc := r.w.Cache.Account(t.Cluster)
 		var waiting, away []string
@@ -262,7 +270,7 @@ func (r *running) send(ctx context.Context, t *hanokv1.Task, req fdm.AdminReques
 			return false, ctx.Err()
 		}
 		if err == nil && !reply.OK {
-			return true, r.end(ctx, failed, "refused: %s", withHelp(reply))
+			return true, r.refused(ctx, reply.Refused, withHelp(reply))
 		}
 		if err == nil {
 			return false, nil

@@ -475,7 +475,9 @@ type Task struct {
 	// What was sent to the hosts cannot be taken back any more.
 	Sent bool `protobuf:"varint,14,opt,name=sent,proto3" json:"sent,omitempty"`
 	// Though admission control refuses it.
-	Force         bool `protobuf:"varint,15,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,15,opt,name=force,proto3" json:"force,omitempty"`
+	// It failed because admission control refused it: with force it is carried out.
+	Refused       bool `protobuf:"varint,16,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -615,6 +617,13 @@ func (x *Task) GetForce() bool {
 	return false
 }
 
+func (x *Task) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
 var File_hanok_v1_common_proto protoreflect.FileDescriptor
 
 const file_hanok_v1_common_proto_rawDesc = "" +
@@ -643,7 +652,7 @@ const file_hanok_v1_common_proto_rawDesc = "" +
 	"\aProblem\x12\x14\n" +
 	"\x05about\x18\x01 \x01(\tR\x05about\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xfb\x03\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x95\x04\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -660,7 +669,8 @@ const file_hanok_v1_common_proto_rawDesc = "" +
 	"\x10cancel_requested\x18\f \x01(\bR\x0fcancelRequested\x12%\n" +
 	"\x0econfig_version\x18\r \x01(\x04R\rconfigVersion\x12\x12\n" +
 	"\x04sent\x18\x0e \x01(\bR\x04sent\x12\x14\n" +
-	"\x05force\x18\x0f \x01(\bR\x05force*\xa1\x01\n" +
+	"\x05force\x18\x0f \x01(\bR\x05force\x12\x18\n" +
+	"\arefused\x18\x10 \x01(\bR\arefused*\xa1\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11TASK_STATE_QUEUED\x10\x01\x12\x16\n" +

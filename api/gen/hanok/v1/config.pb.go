@@ -1083,8 +1083,10 @@ type AdoptConfigRequest struct {
 	// The wanted version that is replaced.
 	ExpectedVersion uint64 `protobuf:"varint,2,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
 	IdempotencyKey  string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdoptConfigRequest) Reset() {
@@ -1136,6 +1138,13 @@ func (x *AdoptConfigRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *AdoptConfigRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type AdoptConfigResponse struct {
@@ -1380,11 +1389,12 @@ const file_hanok_v1_config_proto_rawDesc = "" +
 	"\x11SetFieldsResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\achanges\x18\x02 \x03(\v2\x10.hanok.v1.ChangeR\achanges\x12\"\n" +
-	"\x04task\x18\x03 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x82\x01\n" +
+	"\x04task\x18\x03 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x98\x01\n" +
 	"\x12AdoptConfigRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12)\n" +
 	"\x10expected_version\x18\x02 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"\x7f\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"\x7f\n" +
 	"\x13AdoptConfigResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12*\n" +
 	"\achanges\x18\x02 \x03(\v2\x10.hanok.v1.ChangeR\achanges\x12\"\n" +

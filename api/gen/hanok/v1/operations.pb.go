@@ -2333,9 +2333,9 @@ type Resource struct {
 	// Further starts on the same host after a failed one, then on other hosts, so
 	// many times. -1 of both: no limit of its own, das.maxvmrestartcount counts all
 	// attempts together.
-	MaxRestart  int32  `protobuf:"varint,8,opt,name=max_restart,json=maxRestart,proto3" json:"max_restart,omitempty"`
-	MaxRelocate int32  `protobuf:"varint,9,opt,name=max_relocate,json=maxRelocate,proto3" json:"max_relocate,omitempty"`
-	Failback    bool   `protobuf:"varint,10,opt,name=failback,proto3" json:"failback,omitempty"`
+	MaxRestart  *int32 `protobuf:"varint,8,opt,name=max_restart,json=maxRestart,proto3,oneof" json:"max_restart,omitempty"`
+	MaxRelocate *int32 `protobuf:"varint,9,opt,name=max_relocate,json=maxRelocate,proto3,oneof" json:"max_relocate,omitempty"`
+	Failback    *bool  `protobuf:"varint,10,opt,name=failback,proto3,oneof" json:"failback,omitempty"`
 	Priority    string `protobuf:"bytes,11,opt,name=priority,proto3" json:"priority,omitempty"`
 	// Its home datastore; needed to add one.
 	Datastore string `protobuf:"bytes,12,opt,name=datastore,proto3" json:"datastore,omitempty"`
@@ -2426,22 +2426,22 @@ func (x *Resource) GetRequested() string {
 }
 
 func (x *Resource) GetMaxRestart() int32 {
-	if x != nil {
-		return x.MaxRestart
+	if x != nil && x.MaxRestart != nil {
+		return *x.MaxRestart
 	}
 	return 0
 }
 
 func (x *Resource) GetMaxRelocate() int32 {
-	if x != nil {
-		return x.MaxRelocate
+	if x != nil && x.MaxRelocate != nil {
+		return *x.MaxRelocate
 	}
 	return 0
 }
 
 func (x *Resource) GetFailback() bool {
-	if x != nil {
-		return x.Failback
+	if x != nil && x.Failback != nil {
+		return *x.Failback
 	}
 	return false
 }
@@ -2952,13 +2952,21 @@ func (x *ListResourcesResponse) GetVersion() uint64 {
 }
 
 type PutResourceRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Cluster         string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Resource        *Resource              `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
-	ExpectedVersion uint64                 `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
-	IdempotencyKey  string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// What is left out, or empty, keeps what it was; of a new one it gets its default.
+	// Set are type (of a new one), datastore, requested, priority, maxRestart,
+	// maxRelocate and failback; the rest is only shown.
+	Resource        *Resource `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
+	ExpectedVersion uint64    `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
+	IdempotencyKey  string    `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Though admission control refuses it; an event says who did.
+	Force bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	// Fields that get their default back: requested, priority, maxRestart,
+	// maxRelocate, failback. One that is set besides is an error.
+	Defaults      []string `protobuf:"bytes,6,rep,name=defaults,proto3" json:"defaults,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutResourceRequest) Reset() {
@@ -3017,6 +3025,20 @@ func (x *PutResourceRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *PutResourceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *PutResourceRequest) GetDefaults() []string {
+	if x != nil {
+		return x.Defaults
+	}
+	return nil
 }
 
 type PutResourceResponse struct {
@@ -3078,8 +3100,10 @@ type RemoveResourceRequest struct {
 	Resource        string `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
 	ExpectedVersion uint64 `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
 	IdempotencyKey  string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveResourceRequest) Reset() {
@@ -3138,6 +3162,13 @@ func (x *RemoveResourceRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *RemoveResourceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type RemoveResourceResponse struct {
@@ -3327,8 +3358,10 @@ type PutRuleRequest struct {
 	Rule            *Rule                  `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
 	ExpectedVersion uint64                 `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
 	IdempotencyKey  string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutRuleRequest) Reset() {
@@ -3387,6 +3420,13 @@ func (x *PutRuleRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *PutRuleRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type PutRuleResponse struct {
@@ -3455,8 +3495,10 @@ type RemoveRuleRequest struct {
 	Rule            string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
 	ExpectedVersion uint64                 `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
 	IdempotencyKey  string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Though admission control refuses it; an event says who did.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveRuleRequest) Reset() {
@@ -3515,6 +3557,13 @@ func (x *RemoveRuleRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *RemoveRuleRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type RemoveRuleResponse struct {
@@ -3966,7 +4015,7 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x16\n" +
 	"\x06colour\x18\x06 \x01(\tR\x06colour\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"\xf6\x02\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"\xb3\x03\n" +
 	"\bResource\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -3974,18 +4023,21 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x06 \x01(\tR\x05state\x12\x1c\n" +
-	"\trequested\x18\a \x01(\tR\trequested\x12\x1f\n" +
-	"\vmax_restart\x18\b \x01(\x05R\n" +
-	"maxRestart\x12!\n" +
-	"\fmax_relocate\x18\t \x01(\x05R\vmaxRelocate\x12\x1a\n" +
+	"\trequested\x18\a \x01(\tR\trequested\x12$\n" +
+	"\vmax_restart\x18\b \x01(\x05H\x00R\n" +
+	"maxRestart\x88\x01\x01\x12&\n" +
+	"\fmax_relocate\x18\t \x01(\x05H\x01R\vmaxRelocate\x88\x01\x01\x12\x1f\n" +
 	"\bfailback\x18\n" +
-	" \x01(\bR\bfailback\x12\x1a\n" +
+	" \x01(\bH\x02R\bfailback\x88\x01\x01\x12\x1a\n" +
 	"\bpriority\x18\v \x01(\tR\bpriority\x12\x1c\n" +
 	"\tdatastore\x18\f \x01(\tR\tdatastore\x12\x16\n" +
 	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1e\n" +
 	"\n" +
 	"configured\x18\x0e \x01(\bR\n" +
-	"configured\"\x90\x03\n" +
+	"configuredB\x0e\n" +
+	"\f_max_restartB\x0f\n" +
+	"\r_max_relocateB\v\n" +
+	"\t_failback\"\x90\x03\n" +
 	"\x04Rule\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4028,20 +4080,23 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x15ListResourcesResponse\x120\n" +
 	"\tresources\x18\x01 \x03(\v2\x12.hanok.v1.ResourceR\tresources\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\"\xb2\x01\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"\xe4\x01\n" +
 	"\x12PutResourceRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12.\n" +
 	"\bresource\x18\x02 \x01(\v2\x12.hanok.v1.ResourceR\bresource\x12)\n" +
 	"\x10expected_version\x18\x03 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"S\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\x12\x1a\n" +
+	"\bdefaults\x18\x06 \x03(\tR\bdefaults\"S\n" +
 	"\x13PutResourceResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\"\n" +
-	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\xa1\x01\n" +
+	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\xb7\x01\n" +
 	"\x15RemoveResourceRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12)\n" +
 	"\x10expected_version\x18\x03 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"V\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"V\n" +
 	"\x16RemoveResourceResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\"\n" +
 	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"|\n" +
@@ -4054,21 +4109,23 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x11ListRulesResponse\x12$\n" +
 	"\x05rules\x18\x01 \x03(\v2\x0e.hanok.v1.RuleR\x05rules\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\"\xa2\x01\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"\xb8\x01\n" +
 	"\x0ePutRuleRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\"\n" +
 	"\x04rule\x18\x02 \x01(\v2\x0e.hanok.v1.RuleR\x04rule\x12)\n" +
 	"\x10expected_version\x18\x03 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"\x81\x01\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"\x81\x01\n" +
 	"\x0fPutRuleResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x120\n" +
 	"\tconflicts\x18\x02 \x03(\v2\x12.hanok.v1.ConflictR\tconflicts\x12\"\n" +
-	"\x04task\x18\x03 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x95\x01\n" +
+	"\x04task\x18\x03 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\xab\x01\n" +
 	"\x11RemoveRuleRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12)\n" +
 	"\x10expected_version\x18\x03 \x01(\x04R\x0fexpectedVersion\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"R\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"R\n" +
 	"\x12RemoveRuleResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\"\n" +
 	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x12\n" +
@@ -4288,6 +4345,7 @@ func file_hanok_v1_operations_proto_init() {
 	file_hanok_v1_options_proto_init()
 	file_hanok_v1_operations_proto_msgTypes[22].OneofWrappers = []any{}
 	file_hanok_v1_operations_proto_msgTypes[27].OneofWrappers = []any{}
+	file_hanok_v1_operations_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -612,10 +612,12 @@ func (UnimplementedEventServiceHandler) GetFailover(context.Context, *v1.GetFail
 type HAServiceClient interface {
 	GetHAStatus(context.Context, *v1.GetHAStatusRequest) (*v1.GetHAStatusResponse, error)
 	ListResources(context.Context, *v1.ListResourcesRequest) (*v1.ListResourcesResponse, error)
-	// Adds a resource, or edits one: the id stays.
+	// Adds a resource, or edits one: the id stays, and so does every field that is
+	// left out.
 	PutResource(context.Context, *v1.PutResourceRequest) (*v1.PutResourceResponse, error)
 	RemoveResource(context.Context, *v1.RemoveResourceRequest) (*v1.RemoveResourceResponse, error)
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
+	// Adds a rule, as the newest, or replaces one as a whole: it keeps its age.
 	PutRule(context.Context, *v1.PutRuleRequest) (*v1.PutRuleResponse, error)
 	RemoveRule(context.Context, *v1.RemoveRuleRequest) (*v1.RemoveRuleResponse, error)
 	// If hosts failed now: where would their VMs go, and how soon? Each loss is
@@ -774,10 +776,12 @@ func (c *hAServiceClient) Rehearse(ctx context.Context, req *v1.RehearseRequest)
 type HAServiceHandler interface {
 	GetHAStatus(context.Context, *v1.GetHAStatusRequest) (*v1.GetHAStatusResponse, error)
 	ListResources(context.Context, *v1.ListResourcesRequest) (*v1.ListResourcesResponse, error)
-	// Adds a resource, or edits one: the id stays.
+	// Adds a resource, or edits one: the id stays, and so does every field that is
+	// left out.
 	PutResource(context.Context, *v1.PutResourceRequest) (*v1.PutResourceResponse, error)
 	RemoveResource(context.Context, *v1.RemoveResourceRequest) (*v1.RemoveResourceResponse, error)
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
+	// Adds a rule, as the newest, or replaces one as a whole: it keeps its age.
 	PutRule(context.Context, *v1.PutRuleRequest) (*v1.PutRuleResponse, error)
 	RemoveRule(context.Context, *v1.RemoveRuleRequest) (*v1.RemoveRuleResponse, error)
 	// If hosts failed now: where would their VMs go, and how soon? Each loss is
