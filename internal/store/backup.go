@@ -24,7 +24,25 @@ const (
 
 // transient keys are not part of a backup: who leads is not state, and a
 // restored store has a history of its own.
-func transient(key string) bool { return strings.HasPrefix(key, "lead/") || key == "store/id" }
+func transient(key string) bool {
+	return strings.HasPrefix(key, "lead/") || key == "store/id" || key == restoring
+}
+
+// restoring is there from the first write of a Restore to its last: half a state
+// must not be taken for one.
+const restoring = "store/restoring"
+
+// whole refuses a store whose Restore did not end.
+func (s *Store) whole(ctx context.Context) error {
+	_, err := s.Get(ctx, restoring)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.New("a backup was being restored into it and that did not end: restore again, into an empty data directory or etcd")
+}
 
 // Backup writes everything at one revision.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
@@ -72,7 +90,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 
 // Restore reads a backup into a store that must be empty. The backup is checked
 // as a whole before anything is written; a Restore that did not end leaves a
-// store that refuses another: begin with an empty one.
+// store that Open refuses: begin with an empty one.
 func (s *Store) Restore(ctx context.Context, backup io.ReadSeeker) error {
 	items, _, err := s.List(ctx, "", ListOptions{Limit: 50, KeysOnly: true})
 	if err != nil {
@@ -88,6 +106,9 @@ func (s *Store) Restore(ctx context.Context, backup io.ReadSeeker) error {
 	}
 	if _, err := backup.Seek(0, io.SeekStart); err != nil {
 		return err
+	}
+	if _, err := s.Commit(ctx, new(Txn).Absent(restoring).Put(restoring, nil)); err != nil {
+		return fmt.Errorf("restore: %w", err)
 	}
 	t, size := new(Txn), 0
 	flush := func() error {
@@ -110,6 +131,9 @@ func (s *Store) Restore(ctx context.Context, backup io.ReadSeeker) error {
 	})
 	if err == nil {
 		err = flush()
+	}
+	if err == nil {
+		_, err = s.Commit(ctx, new(Txn).Delete(restoring))
 	}
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)

@@ -6,31 +6,33 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/bbolt"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of the embedded etcd.
 const (
-	// quota is the most that the state may take on disk; at it etcd refuses
-	// writes.
+	// quota is the most that the state may take on disk: Config.Quota's default.
 	quota = 4 << 30
 	// tick and election are etcd's clock in ms. A member that is alone waits for
 	// an election before it can answer, and loses it to nobody: a tenth of etcd's
 	// defaults for networks.
 	tick, election = 20, 100
-	// history is how long changes can be resumed.
-	history = "1h"
-	// startLimit is how long etcd may take to be ready.
+	// startLimit is how long etcd may take to be ready: Config.StartLimit's
+	// default.
 	startLimit = 60 * time.Second
 )
 
@@ -39,6 +41,7 @@ const (
 type member struct {
 	etcd    *embed.Etcd
 	sockets string
+	lock    *os.File
 	once    sync.Once
 }
 
@@ -49,9 +52,16 @@ func startMember(ctx context.Context, cfg Config) (*member, error) {
 	if err := os.Chmod(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	sockets, err := socketDir(cfg.Dir)
+	lock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return nil, err
+	}
+	sockets, err := socketDir(cfg.Dir)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	fail := func(err error) (*member, error) {
+		return nil, errors.Join(err, os.RemoveAll(sockets), lock.Close())
 	}
 	c := embed.NewConfig()
 	c.Name = "hanok"
@@ -64,17 +74,19 @@ func startMember(ctx context.Context, cfg Config) (*member, error) {
 	local := []url.URL{{Scheme: "http", Host: "localhost:0"}} // never dialled: there are no others
 	c.AdvertisePeerUrls, c.AdvertiseClientUrls = local, local
 	c.InitialCluster = c.Name + "=" + local[0].String()
-	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, history
-	c.QuotaBackendBytes = quota
+	c.QuotaBackendBytes = cfg.Quota
 	c.MaxTxnOps = 4 * MaxOps
 	c.MaxRequestBytes = 8 << 20
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(newLogCore(cfg.Log)))
-	fail := func(err error) (*member, error) { return nil, errors.Join(err, os.RemoveAll(sockets)) }
+	words := lastWords{cfg.Log, c.Dir}
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(newLogCore(cfg.Log), zap.WithPanicHook(words), zap.WithFatalHook(words)))
+	if err := readable(filepath.Join(c.Dir, "member", "snap", "db")); err != nil {
+		return fail(err)
+	}
 	e, err := embed.StartEtcd(c)
 	if err != nil {
-		return fail(fmt.Errorf("start the embedded etcd in %s: %w", c.Dir, err))
+		return fail(fmt.Errorf("start the embedded etcd in %s: %w; if its files are damaged, restore a backup into a new data directory", c.Dir, err))
 	}
-	m := &member{etcd: e, sockets: sockets}
+	m := &member{etcd: e, sockets: sockets, lock: lock}
 	select {
 	case <-e.Server.ReadyNotify():
 		return m, nil
@@ -84,10 +96,49 @@ func startMember(ctx context.Context, cfg Config) (*member, error) {
 	case <-ctx.Done():
 		m.stop()
 		return nil, ctx.Err()
-	case <-time.After(startLimit):
+	case <-time.After(cfg.StartLimit):
 		m.stop()
-		return nil, fmt.Errorf("the embedded etcd was not ready within %v: is another server using %s?", startLimit, cfg.Dir)
+		return nil, fmt.Errorf("the embedded etcd was not ready within %v, the log says more: if its files in %s are damaged, restore a backup into a new data directory", cfg.StartLimit, c.Dir)
 	}
+}
+
+// lockDir takes a data directory for this process, or says that another has it.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another server works in %s: it must end first (%w)", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// readable refuses a database that etcd would end the process over.
+func readable(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return fmt.Errorf("the state in %s is damaged (%w): restore a backup into a new data directory", path, err)
+	}
+	return db.Close()
+}
+
+// lastWords says what to do when etcd ends the process over its files.
+type lastWords struct {
+	log *slog.Logger
+	dir string
+}
+
+// OnWrite implements zapcore.CheckWriteHook: like the default, but in words.
+func (w lastWords) OnWrite(e *zapcore.CheckedEntry, _ []zapcore.Field) {
+	w.log.Error("the embedded etcd cannot go on: if its files are damaged, restore a backup into a new data directory", "dir", w.dir, "reason", e.Message)
+	if e.Level == zapcore.FatalLevel {
+		os.Exit(1)
+	}
+	panic(e.Message)
 }
 
 // maxSocketPath is what Linux takes, less the zero byte at the end (unix(7)).
@@ -116,22 +167,8 @@ func (m *member) stop() {
 	m.once.Do(func() {
 		m.etcd.Close()
 		_ = os.RemoveAll(m.sockets)
+		_ = m.lock.Close()
 	})
-}
-
-// dial connects to an external etcd.
-func dial(cfg Config) (*clientv3.Client, error) {
-	c := clientv3.Config{Endpoints: cfg.Endpoints, DialTimeout: cfg.Timeout, Logger: zap.New(newLogCore(cfg.Log)),
-		MaxCallSendMsgSize: 8 << 20, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second, RejectOldCluster: true}
-	if f := cfg.TLS; f != nil {
-		info := transport.TLSInfo{TrustedCAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key}
-		conf, err := info.ClientConfig()
-		if err != nil {
-			return nil, fmt.Errorf("TLS for etcd: %w", err)
-		}
-		c.TLS = conf
-	}
-	return clientv3.New(c)
 }
 
 func randomID() string {

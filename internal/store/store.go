@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -16,7 +18,8 @@ var (
 	ErrConflict = errors.New("it was changed meanwhile")
 	// ErrNotFound: there is no such key.
 	ErrNotFound = errors.New("there is no such key")
-	// ErrCompacted: a Watch was to begin at a revision whose history is gone.
+	// ErrCompacted: a Watch was to begin at a revision whose history is gone, or
+	// a List was to read at one.
 	ErrCompacted = errors.New("the history goes not back that far")
 )
 
@@ -39,7 +42,12 @@ type Config struct {
 	Prefix string
 	// Timeout bounds each operation. Default 10 s.
 	Timeout time.Duration
-	Log     *slog.Logger
+	// StartLimit is how long the embedded etcd may take to be ready. Default 60 s.
+	StartLimit time.Duration
+	// Quota is the most bytes that the embedded etcd's file may have, at which
+	// room is made or writes are refused. Default 4 GiB.
+	Quota int64
+	Log   *slog.Logger
 	// Failpoint is called at named moments between which a crash must do no
 	// harm; tests end the process there. Default: nothing.
 	Failpoint func(name string)
@@ -54,6 +62,7 @@ type Store struct {
 	client *clientv3.Client
 	member *member // nil with an external cluster
 	id     string
+	room   sync.Mutex // held while room is made
 }
 
 // Item is a key with its value.
@@ -76,6 +85,12 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 10 * time.Second
 	}
+	if cfg.StartLimit <= 0 {
+		cfg.StartLimit = startLimit
+	}
+	if cfg.Quota <= 0 {
+		cfg.Quota = quota
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -83,27 +98,41 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.Failpoint = func(string) {}
 	}
 	s := &Store{cfg: cfg}
-	var err error
-	if cfg.Dir != "" {
-		s.member, err = startMember(ctx, cfg)
-		if err == nil {
-			s.client = s.member.client()
+	if err := s.open(ctx); err != nil {
+		if s.client != nil {
+			_ = s.Close()
 		}
-	} else {
-		s.client, err = dial(cfg)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
-	}
-	if s.id, err = s.identify(ctx); err == nil && s.member != nil {
-		// Whoever led in this directory is gone: this process has it alone.
-		_, err = s.Commit(ctx, new(Txn).DeleteAll("lead/"))
-	}
-	if err != nil {
-		_ = s.Close()
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) (err error) {
+	if len(s.cfg.Endpoints) > 0 {
+		var conf *tls.Config
+		if s.client, conf, err = dial(s.cfg); err != nil {
+			return err
+		}
+		if s.id, err = s.identify(ctx); err != nil {
+			return unanswered(ctx, s.cfg.Endpoints, conf, err)
+		}
+		return s.whole(ctx)
+	}
+	if s.member, err = startMember(ctx, s.cfg); err != nil {
+		return err
+	}
+	s.client = s.member.client()
+	if err := s.tidy(ctx); err != nil {
+		return err
+	}
+	if s.id, err = s.identify(ctx); err != nil {
+		return err
+	}
+	// Whoever led in this directory is gone: this process has it alone.
+	if _, err := s.Commit(ctx, new(Txn).DeleteAll("lead/")); err != nil {
+		return err
+	}
+	return s.whole(ctx)
 }
 
 // Close ends the connection and the embedded etcd.

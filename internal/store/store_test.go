@@ -134,8 +134,12 @@ func TestOneLeads(t *testing.T) {
 
 func TestBackupAndRestore(t *testing.T) {
 	s := open(t, t.TempDir())
-	for i := range 1200 { // more than one page
-		commit(t, s, new(Txn).Put(fmt.Sprintf("k/%d", i), []byte(strings.Repeat("v", i))))
+	for i := range 12 { // more than one page
+		x := new(Txn)
+		for j := range 100 {
+			x.Put(fmt.Sprintf("k/%d", 100*i+j), []byte(strings.Repeat("v", 100*i+j)))
+		}
+		commit(t, s, x)
 	}
 	var file bytes.Buffer
 	if err := s.Backup(t.Context(), &file); err != nil {

@@ -16,7 +16,8 @@ type Txn struct {
 
 type condition struct {
 	key      string
-	revision int64 // 0: absent
+	revision int64 // of the last change, 0: absent
+	created  bool  // revision is that of its creation
 }
 
 type write struct {
@@ -33,7 +34,14 @@ func (t *Txn) Absent(key string) *Txn { return t.Unchanged(key, 0) }
 // Unchanged rests it on the key having been changed last at revision
 // (Item.Modified); 0 is Absent.
 func (t *Txn) Unchanged(key string, revision int64) *Txn {
-	t.rests = append(t.rests, condition{key, revision})
+	t.rests = append(t.rests, condition{key: key, revision: revision})
+	return t
+}
+
+// Same rests it on the key being the one that was made at a revision
+// (Item.Created), whatever it holds by now.
+func (t *Txn) Same(key string, created int64) *Txn {
+	t.rests = append(t.rests, condition{key: key, revision: created, created: true})
 	return t
 }
 
@@ -71,7 +79,11 @@ func (s *Store) Commit(ctx context.Context, t *Txn) (int64, error) {
 	}
 	var cmps []clientv3.Cmp
 	for _, c := range t.rests {
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(s.key(c.key)), "=", c.revision))
+		what := clientv3.ModRevision(s.key(c.key))
+		if c.created {
+			what = clientv3.CreateRevision(s.key(c.key))
+		}
+		cmps = append(cmps, clientv3.Compare(what, "=", c.revision))
 	}
 	var ops []clientv3.Op
 	for _, w := range t.writes {
@@ -91,11 +103,18 @@ func (s *Store) Commit(ctx context.Context, t *Txn) (int64, error) {
 			ops = append(ops, clientv3.OpPut(k, string(w.value)))
 		}
 	}
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
 	s.cfg.Failpoint("commit.before")
-	r, err := s.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
-	if err != nil {
+	r, err := s.commit(ctx, cmps, ops)
+	if full(err) && s.member != nil { // nothing was carried out
+		if err := s.makeRoom(ctx); err != nil {
+			return 0, fmt.Errorf("commit: %w (%w)", ErrFull, err)
+		}
+		r, err = s.commit(ctx, cmps, ops)
+	}
+	switch {
+	case full(err):
+		return 0, fmt.Errorf("commit: %w (%w)", ErrFull, err)
+	case err != nil:
 		return 0, fmt.Errorf("commit: %w", err)
 	}
 	s.cfg.Failpoint("commit.after")
@@ -103,4 +122,10 @@ func (s *Store) Commit(ctx context.Context, t *Txn) (int64, error) {
 		return 0, ErrConflict
 	}
 	return r.Header.Revision, nil
+}
+
+func (s *Store) commit(ctx context.Context, cmps []clientv3.Cmp, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	return s.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
 }

@@ -109,6 +109,9 @@ func unavailable(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return connect.NewError(connect.CodeCanceled, err)
 	}
+	if errors.Is(err, store.ErrFull) {
+		return fail(connect.CodeUnavailable, "an external etcd: etcdctl defrag, then etcdctl alarm disarm, and look at its quota; the hosts go on by themselves", "%w", err)
+	}
 	return fail(connect.CodeUnavailable, "look at the server's log; the hosts go on by themselves", "the state cannot be reached: %w", err)
 }
 

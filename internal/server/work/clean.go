@@ -19,22 +19,48 @@ const (
 	keepChanges  = 50000 // of the audit log
 	keepRefused  = 10000 // of the audit log, refused attempts
 	cleanEvery   = time.Minute
+	// keepHistory is how long streams can be resumed.
+	keepHistory = time.Hour
 )
+
+// mark is a revision and when it was the newest.
+type mark struct {
+	at       time.Time
+	revision int64
+}
 
 // clean removes what is old, now and then.
 func (w *worker) clean(ctx context.Context) {
 	tick := time.NewTicker(cleanEvery)
 	defer tick.Stop()
+	var marks []mark // of the last keepHistory, the oldest first
 	for {
+		var now time.Time
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case now = <-tick.C:
+		}
+		marks = append(marks, mark{now, w.Cache.Revision()})
+		if old, rest := before(marks, now.Add(-keepHistory)); old > 0 {
+			marks = rest
+			if err := w.Store.Compact(ctx, old); err != nil && ctx.Err() == nil {
+				w.Log.Warn("old history was not removed", "err", err)
+			}
 		}
 		if err := w.cleanOnce(ctx, keepEvents); err != nil && ctx.Err() == nil {
 			w.Log.Warn("old events and tasks were not removed", "err", err)
 		}
 	}
+}
+
+// before is the newest revision that was the newest one at a moment or earlier, 0
+// for none, and the marks after it.
+func before(marks []mark, moment time.Time) (revision int64, rest []mark) {
+	for len(marks) > 0 && !marks[0].at.After(moment) {
+		revision, marks = marks[0].revision, marks[1:]
+	}
+	return revision, marks
 }
 
 func (w *worker) cleanOnce(ctx context.Context, events int) error {
