@@ -11,11 +11,14 @@ import (
 // configuration asks for.
 func (m *Machine) startBeats() {
 	m.beatGen++
-	m.pulse(m.beatGen)
+	gen := m.beatGen
+	var again func()
+	again = func() { m.pulse(gen, again) }
+	again()
 }
 
-// pulse is the regular work of every interval.
-func (m *Machine) pulse(gen uint64) {
+// pulse is the regular work of every interval; again does it once more.
+func (m *Machine) pulse(gen uint64, again func()) {
 	if gen != m.beatGen {
 		return
 	}
@@ -36,7 +39,7 @@ func (m *Machine) pulse(gen uint64) {
 		m.chooseHeartbeats()
 		m.protectComponents()
 	}
-	m.after(m.interval(), func() { m.pulse(gen) })
+	m.after(m.interval(), again)
 }
 
 // reads tells whether this host reads all slots all the time.

@@ -72,7 +72,7 @@ func (m *Machine) decide(v *vm) {
 
 func (m *Machine) silenceText(h *member) string {
 	if h.suspect {
-		return fmt.Sprintf("%s is %s: %s", h.name, h.state, h.reason)
+		return fmt.Sprintf("%s is %s: %s", h.name, h.state, h.why())
 	}
 	return fmt.Sprintf("%s has not reported yet", h.name)
 }

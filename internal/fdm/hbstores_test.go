@@ -70,6 +70,10 @@ func TestHeartbeatDatastoresAreChosenAnew(t *testing.T) {
 	if h := view(); storeNames(h.Heartbeats) != "ds3" || !strings.Contains(strings.Join(h.Warnings, ";"), "1 heartbeat datastores (ds3) where 2 are wanted") {
 		t.Errorf("after ds2 was lost: %+v, %v", h.Heartbeats, h.Warnings)
 	}
+	view = func() HostView {
+		w.nodes["host3"].m.confRev++ // what follows comes with a new cluster file
+		return hostIn(w.nodes["host3"].m.View(w.now), "host1")
+	}
 	w.nodes["host3"].m.members["host1"].conf.Spec.FailureDomain = "room1"
 	w.nodes["host3"].m.stores["ds3"].conf.FailureDomain = "room1"
 	if h := view(); !strings.Contains(strings.Join(h.Warnings, ";"), "in its own failure domain room1") {

@@ -2,6 +2,7 @@ package fdm
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/event"
@@ -103,7 +104,8 @@ func (m *Machine) onNotice(n lease.Notice) {
 func (m *Machine) onStatus(s lease.Status) {
 	was := m.datastores()
 	m.status, m.statusOK = s, true
-	now := make(map[model.VMID]lease.VMStatus, len(s.VMs))
+	now := m.guardedBefore
+	clear(now)
 	for _, v := range s.VMs {
 		now[v.VM] = v
 	}
@@ -112,7 +114,7 @@ func (m *Machine) onStatus(s lease.Status) {
 			delete(m.ended, id)
 		}
 	}
-	m.guarded = now
+	m.guarded, m.guardedBefore = now, m.guarded
 	m.inherit()
 	m.reportDue, m.viewDue = true, true
 	m.checkStorage()
@@ -252,15 +254,19 @@ func (m *Machine) account() *Report {
 		}
 	}
 	r.Losses, r.Networks = m.lossReport(), m.networkReport()
-	ids := map[model.VMID]bool{}
+	ids := m.localIDs[:0]
 	for id := range m.domains {
-		ids[id] = true
+		ids = append(ids, id)
 	}
 	for id := range m.guarded {
-		ids[id] = true
+		if m.domains[id] == nil {
+			ids = append(ids, id)
+		}
 	}
+	slices.Sort(ids)
+	m.localIDs = ids
 	r.VMs = make([]LocalVM, 0, len(ids))
-	for _, id := range sortedKeys(ids) {
+	for _, id := range ids {
 		r.VMs = append(r.VMs, m.localVM(id))
 	}
 	return r

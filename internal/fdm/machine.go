@@ -3,6 +3,7 @@ package fdm
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"hanok.dev/hanok/internal/event"
@@ -25,6 +26,7 @@ type Machine struct {
 	conf    Cluster
 	loaded  bool
 	confAt  time.Duration // conf is in force since then
+	confRev uint64        // grows with each conf
 	members map[model.HostID]*member
 	order   []*member // sorted by name
 	self    *member
@@ -99,26 +101,28 @@ type Machine struct {
 	viewWake     time.Duration
 
 	// This host's own facts and duties.
-	guardUp   bool
-	status    lease.Status
-	statusOK  bool
-	hvUp      bool
-	listed    bool
-	domains   map[model.VMID]*domain
-	guarded   map[model.VMID]lease.VMStatus
-	beatsOut  int
-	beatTaken func(GuardReplied) // the same for every heartbeat
-	asked     time.Duration      // as a primary: all were asked then for an answer that is still awaited
-	asking    bool               // heartbeats being sent ask for it
-	vouched   time.Duration      // of this host's clock: the owner of the lists heard it then
-	execs     map[string]*exec
-	busyVM    map[model.VMID]*exec
-	releasing map[model.VMID]bool
-	greeting  map[model.VMID]bool
-	ended     map[model.VMID]time.Duration // when a held VM was first seen not to run
-	results   map[string]Progress
-	resultLog []string
-	terms     map[model.DatastoreName]model.Term
+	guardUp       bool
+	status        lease.Status
+	statusOK      bool
+	hvUp          bool
+	listed        bool
+	domains       map[model.VMID]*domain
+	guarded       map[model.VMID]lease.VMStatus
+	guardedBefore map[model.VMID]lease.VMStatus // used again
+	localIDs      []model.VMID                  // of both, sorted; worked out anew for each report
+	beatsOut      int
+	beatTaken     func(GuardReplied) // the same for every heartbeat
+	asked         time.Duration      // as a primary: all were asked then for an answer that is still awaited
+	asking        bool               // heartbeats being sent ask for it
+	vouched       time.Duration      // of this host's clock: the owner of the lists heard it then
+	execs         map[string]*exec
+	busyVM        map[model.VMID]*exec
+	releasing     map[model.VMID]bool
+	greeting      map[model.VMID]bool
+	ended         map[model.VMID]time.Duration // when a held VM was first seen not to run
+	results       map[string]Progress
+	resultLog     []string
+	terms         map[model.DatastoreName]model.Term
 
 	iso     isolation
 	losses  map[model.DatastoreName]*loss
@@ -142,29 +146,30 @@ type Machine struct {
 // New returns a machine that has yet to be told its configuration.
 func New(cfg Config) *Machine {
 	m := &Machine{
-		cfg:       cfg.withDefaults(),
-		ops:       map[OpID]any{},
-		members:   map[model.HostID]*member{},
-		stores:    map[model.DatastoreName]*store{},
-		role:      roleNone,
-		domains:   map[model.VMID]*domain{},
-		guarded:   map[model.VMID]lease.VMStatus{},
-		execs:     map[string]*exec{},
-		busyVM:    map[model.VMID]*exec{},
-		releasing: map[model.VMID]bool{},
-		greeting:  map[model.VMID]bool{},
-		ended:     map[model.VMID]time.Duration{},
-		results:   map[string]Progress{},
-		terms:     map[model.DatastoreName]model.Term{},
-		relays:    map[uint64]func(AdminReply){},
-		vms:       map[model.VMID]*vm{},
-		byName:    map[string]*vm{},
-		ready:     map[model.VMID]*vm{},
-		waiting:   map[model.VMID]*vm{},
-		netLost:   map[string]bool{},
-		losses:    map[model.DatastoreName]*loss{},
-		haOff:     map[model.VMID]haStop{},
-		held:      map[model.VMID]*vm{},
+		cfg:           cfg.withDefaults(),
+		ops:           map[OpID]any{},
+		members:       map[model.HostID]*member{},
+		stores:        map[model.DatastoreName]*store{},
+		role:          roleNone,
+		domains:       map[model.VMID]*domain{},
+		guarded:       map[model.VMID]lease.VMStatus{},
+		guardedBefore: map[model.VMID]lease.VMStatus{},
+		execs:         map[string]*exec{},
+		busyVM:        map[model.VMID]*exec{},
+		releasing:     map[model.VMID]bool{},
+		greeting:      map[model.VMID]bool{},
+		ended:         map[model.VMID]time.Duration{},
+		results:       map[string]Progress{},
+		terms:         map[model.DatastoreName]model.Term{},
+		relays:        map[uint64]func(AdminReply){},
+		vms:           map[model.VMID]*vm{},
+		byName:        map[string]*vm{},
+		ready:         map[model.VMID]*vm{},
+		waiting:       map[model.VMID]*vm{},
+		netLost:       map[string]bool{},
+		losses:        map[model.DatastoreName]*loss{},
+		haOff:         map[model.VMID]haStop{},
+		held:          map[model.VMID]*vm{},
 
 		recovering: map[model.VMID]*vm{},
 		orders:     map[string]*order{},
@@ -423,7 +428,10 @@ func (m *Machine) perHost() int {
 	return defaultPerHost
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+func seconds(d time.Duration) string {
+	var buf [32]byte
+	return string(append(strconv.AppendFloat(buf[:0], d.Seconds(), 'f', 1, 64), " s"...))
+}
 
 func sortedKeys[K ~string, V any](in map[K]V) []K {
 	keys := make([]K, 0, len(in))

@@ -186,7 +186,7 @@ func TestVerdictTable(t *testing.T) {
 			}
 			b.m.judge(h)
 			if h.state != c.want {
-				t.Errorf("state %s (%s), want %s", h.state, h.reason, c.want)
+				t.Errorf("state %s (%s), want %s", h.state, h.why(), c.want)
 			}
 		})
 	}
@@ -220,7 +220,7 @@ func TestAgeCountsOnlyWhatWasRead(t *testing.T) {
 		b.step(SlotsRead{Op: r.Op, Datastore: r.Datastore, Started: b.now, Completed: b.now, Slots: []model.SlotReading{reading}})
 	}
 	if h := b.m.members["a"]; !h.failed {
-		t.Fatalf("not failed: %s, %s", h.state, h.reason)
+		t.Fatalf("not failed: %s, %s", h.state, h.why())
 	}
 }
 
@@ -435,7 +435,7 @@ func TestOneContentProvesNoReboot(t *testing.T) {
 		b.now += 500 * time.Millisecond
 		b.m.now, st.ok, st.readAt = b.now, true, b.now
 		s := model.Slot{Host: "a", Boot: boot, Incarnation: inc, Sequence: seq, Lease: 5 * time.Second}
-		b.m.noteSlot(st, &model.SlotReading{Host: "a", Valid: true, Slot: s,
+		b.m.noteSlot(st, 0, &model.SlotReading{Host: "a", Valid: true, Slot: s,
 			Identity: model.SlotIdentity{Boot: boot, Sequence: seq, Digest: fmt.Sprint(boot, inc, seq)}}, b.now, b.now)
 		return b.m.disowned(st, rec)
 	}
@@ -459,16 +459,16 @@ func TestAgeOfASlot(t *testing.T) {
 	b := newBench(t, chaosConfig(1))
 	st := b.m.stores["ds1"]
 	r := &model.SlotReading{Host: "a", Identity: model.SlotIdentity{Digest: "1"}}
-	b.m.noteSlot(st, r, 10*time.Second, 11*time.Second)
+	b.m.noteSlot(st, 0, r, 10*time.Second, 11*time.Second)
 	if age := st.slots["a"].age(); age != 0 {
 		t.Errorf("age %v after one read", age)
 	}
-	b.m.noteSlot(st, r, 15*time.Second, 19*time.Second)
+	b.m.noteSlot(st, 0, r, 15*time.Second, 19*time.Second)
 	if age := st.slots["a"].age(); age != 4*time.Second {
 		t.Errorf("age %v, want 4s", age)
 	}
 	torn := &model.SlotReading{Host: "a", Identity: model.SlotIdentity{Digest: "torn"}}
-	b.m.noteSlot(st, torn, 20*time.Second, 20*time.Second)
+	b.m.noteSlot(st, 0, torn, 20*time.Second, 20*time.Second)
 	if age := st.slots["a"].age(); age != 0 {
 		t.Errorf("age %v though the bytes changed", age)
 	}

@@ -34,7 +34,8 @@ type member struct {
 	used         model.MiB              // memory of its active VMs
 
 	state  model.HostState
-	reason string
+	reason string // see why
+	doubt  doubt
 
 	// On a primary: since when it counts as heard at the latest, and what is
 	// suspected of a silent host.
@@ -54,7 +55,10 @@ type member struct {
 	knownFailed bool
 	gen         uint64 // of its silence timer
 
-	heartbeats []model.DatastoreName          // chosen for it, by a primary
+	heartbeats []model.DatastoreName // chosen for it, by a primary
+	warnings   []string              // about its heartbeat datastores, warnFor, by the file warnBy
+	warnFor    []model.DatastoreName
+	warnBy     uint64
 	lossIDs    map[model.DatastoreName]string // failovers of its lost datastores
 	orders     map[string]*order
 	orderMem   model.MiB
@@ -81,6 +85,7 @@ func (m *Machine) onConfig(c Cluster) {
 		m.iso.heardAt = m.now
 	}
 	m.conf, m.loaded, m.confAt = c, true, m.now
+	m.confRev++
 	m.setMembers()
 	m.setStores()
 	m.ask(lease.Request{Reload: &lease.ReloadRequest{}}, func(lease.Reply) {})
@@ -275,11 +280,12 @@ func (m *Machine) onLink(e LinkChanged) {
 // setState shows a host in a new state and tells people.
 func (m *Machine) setState(h *member, s model.HostState, reason string) {
 	if h.state == s {
-		h.reason = reason
+		h.because(reason)
 		return
 	}
 	was := h.state
-	h.state, h.reason = s, reason
+	h.state = s
+	h.because(reason)
 	m.viewDue = true
 	defer func() {
 		for _, v := range m.sortVMs(h.vms) {

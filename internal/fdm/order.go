@@ -21,7 +21,7 @@ const infrastructure = 6
 
 // class is when a VM is restarted: higher first.
 func (m *Machine) class(v *vm) int {
-	if m.conf.VMs[v.p.Name].Infrastructure {
+	if m.setOf(v).Infrastructure {
 		return infrastructure
 	}
 	return m.priority(v).Rank()
@@ -175,7 +175,7 @@ func (m *Machine) mustWait(v *vm) string {
 // dependencyWait is which of the VMs that v depends on is not ready.
 func (m *Machine) dependencyWait(v *vm) string {
 	v.behind = nil
-	for _, name := range m.conf.VMs[v.p.Name].DependsOn {
+	for _, name := range m.setOf(v).DependsOn {
 		u := m.byName[name]
 		switch {
 		case u == v:

@@ -13,7 +13,7 @@ const readyTimeout = 600 * time.Second
 
 // settings are those of the cluster file, with defaults.
 func (m *Machine) settings(v *vm) VMSettings {
-	s := m.conf.VMs[v.p.Name]
+	s := *m.setOf(v)
 	if s.Ready == "" {
 		s.Ready = model.ReadyResources
 	}

@@ -22,7 +22,7 @@ const stopPause = 30 * time.Second
 // enforce brings about what the cluster file requests of a VM, where that
 // changed.
 func (m *Machine) enforce(v *vm) {
-	want := m.conf.VMs[v.p.Name].Requested
+	want := m.setOf(v).Requested
 	if want == "" || m.vms[v.p.ID] != v || v.st.list.phase != listOwned {
 		return
 	}
@@ -43,7 +43,7 @@ func (m *Machine) enforce(v *vm) {
 // mustStop tells whether the cluster file wants v stopped, and that has still to be
 // seen to.
 func (m *Machine) mustStop(v *vm) bool {
-	switch want := m.conf.VMs[v.p.Name].Requested; want {
+	switch want := m.setOf(v).Requested; want {
 	case model.RequestedDisabled:
 		return v.running || v.p.Settled != want
 	case model.RequestedStopped:

@@ -1,7 +1,6 @@
 package fdm
 
 import (
-	"fmt"
 	"strings"
 
 	"hanok.dev/hanok/internal/admission"
@@ -73,10 +72,20 @@ func (m *Machine) roomSum() uint64 {
 		}
 		sum = (sum ^ 0xff) * 1099511628211
 	}
-	add(fmt.Sprint(m.conf.Version))
+	number := func(x uint64) {
+		for ; x != 0; x >>= 8 {
+			sum = (sum ^ x&0xff) * 1099511628211
+		}
+		sum = (sum ^ 0x100) * 1099511628211
+	}
+	number(m.conf.Version)
 	for _, h := range m.order {
 		s := m.hostSpec(h, 0)
-		add(fmt.Sprint(h.name, s.Memory, s.Reserved, s.Unfit, len(s.Datastores)))
+		add(string(h.name))
+		add(s.Unfit)
+		for _, x := range []int64{int64(s.Memory), int64(s.Reserved.Memory), int64(s.Reserved.CPU), int64(len(s.Datastores))} {
+			number(uint64(x))
+		}
 	}
 	for _, id := range m.ids() {
 		v := m.vms[id]

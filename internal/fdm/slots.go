@@ -21,6 +21,7 @@ type store struct {
 	problem   string
 	readAt    time.Duration // Started of the last good read
 	slots     map[model.HostID]*slotSeen
+	inOrder   []*slotSeen   // as the last read had them: mostly the next has them so too
 	early     time.Duration // an extra read is due then
 	list      list
 	takenFrom model.HostID // the last other host that held the list, and when it was taken over
@@ -34,6 +35,7 @@ type store struct {
 
 // slotSeen is what is known of one host's slot.
 type slotSeen struct {
+	host    model.HostID
 	id      model.SlotIdentity
 	slot    model.Slot // the last valid content
 	valid   bool       // slot was ever valid
@@ -124,7 +126,7 @@ func (m *Machine) onSlots(st *store, r SlotsRead) {
 		}
 		st.ok, st.problem, st.readAt = true, "", r.Started
 		for i := range r.Slots {
-			m.noteSlot(st, &r.Slots[i], r.Started, r.Completed)
+			m.noteSlot(st, i, &r.Slots[i], r.Started, r.Completed)
 		}
 	}
 	if m.role == rolePrimary {
@@ -138,10 +140,11 @@ func (m *Machine) onSlots(st *store, r SlotsRead) {
 	m.planEarly(st)
 }
 
-func (m *Machine) noteSlot(st *store, r *model.SlotReading, started, completed time.Duration) {
-	s := st.slots[r.Host]
+// noteSlot takes in slot i of a read.
+func (m *Machine) noteSlot(st *store, i int, r *model.SlotReading, started, completed time.Duration) {
+	s := st.slotAt(i, r.Host)
 	if s == nil {
-		s = &slotSeen{id: r.Identity, first: completed, latest: started}
+		s = &slotSeen{host: r.Host, id: r.Identity, first: completed, latest: started}
 		st.slots[r.Host] = s
 	} else if s.id.Digest != r.Identity.Digest {
 		s.id, s.first, s.changed = r.Identity, completed, true
@@ -151,13 +154,32 @@ func (m *Machine) noteSlot(st *store, r *model.SlotReading, started, completed t
 		proven := s.noteBoot(r.Slot)
 		moved := s.valid && (s.slot.Running != r.Slot.Running || s.slot.Flags != r.Slot.Flags)
 		s.slot, s.valid = r.Slot, true
-		if h := m.members[r.Host]; moved && m.role == rolePrimary && h != nil && m.apart(h) {
-			m.relook(st, h) // it took or gave up locks
+		if moved && m.role == rolePrimary {
+			if h := m.members[r.Host]; h != nil && m.apart(h) {
+				m.relook(st, h) // it took or gave up locks
+			}
 		}
 		if proven && m.role == rolePrimary {
 			m.bootProven(r.Host, s)
 		}
 	}
+}
+
+// slotAt is what is known of a host's slot, which a read has at place i; nil:
+// nothing yet.
+func (st *store) slotAt(i int, host model.HostID) *slotSeen {
+	if i < len(st.inOrder) && st.inOrder[i].host == host {
+		return st.inOrder[i]
+	}
+	s := st.slots[host]
+	switch {
+	case s == nil:
+	case i < len(st.inOrder):
+		st.inOrder[i] = s
+	case i == len(st.inOrder):
+		st.inOrder = append(st.inOrder, s)
+	}
+	return s
 }
 
 // planEarly reads once more at the very moment at which a silent host's slot

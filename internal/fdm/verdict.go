@@ -64,6 +64,44 @@ func (m *Machine) suspectHost(h *member) {
 	m.judge(h)
 }
 
+// doubt is why there is no verdict on a silent host yet. It is looked at with
+// each read of its slots, and put into words when somebody asks.
+type doubt struct {
+	kind          doubtKind
+	silence, need time.Duration
+	said          string
+}
+
+type doubtKind uint8
+
+const (
+	doubtNone  doubtKind = iota
+	doubtSoon            // all its slots are stale, but it was not silent for long enough
+	doubtMany            // many hosts at once
+	doubtYoung           // its slots are not old enough
+)
+
+// doubts says in place of a reason why there is no verdict on h.
+func (h *member) doubts(d doubt) { h.doubt, h.reason = d, "" }
+
+// because gives the reason for h's state.
+func (h *member) because(reason string) { h.doubt, h.reason = doubt{}, reason }
+
+// why is the reason for h's state, for people.
+func (h *member) why() string {
+	if h.doubt.kind == doubtNone {
+		return h.reason
+	}
+	silent := "silent for " + seconds(h.doubt.silence)
+	switch h.doubt.kind {
+	case doubtSoon:
+		return fmt.Sprintf("its heartbeat is stale on every datastore that can be read, but it is %s of the %s that a verdict needs", silent, seconds(h.doubt.need))
+	case doubtMany:
+		return silent + "; its heartbeat is stale, but so many hosts at once raise doubts: " + h.doubt.said
+	}
+	return silent + "; its heartbeat on the datastores is not old enough for a verdict"
+}
+
 func (m *Machine) pingHost(h *member) {
 	pause := pingPause
 	if h.failed {
@@ -141,10 +179,10 @@ func (m *Machine) judge(h *member) {
 	s := m.look(h)
 	switch {
 	case s.known > 0 && s.stale == s.known && m.now-h.lastHeard() < m.silenceFor(h.name):
-		h.reason = fmt.Sprintf("its heartbeat is stale on every datastore that can be read, but it is %s of the %s that a verdict needs", silent(), seconds(m.silenceFor(h.name)))
+		h.doubts(doubt{kind: doubtSoon, silence: m.now - h.lastHeard(), need: m.silenceFor(h.name)})
 		m.judgeWhenQuiet(h)
 	case s.known > 0 && s.stale == s.known && !h.failed && m.braked(true) != "":
-		h.reason = silent() + "; its heartbeat is stale, but so many hosts at once raise doubts: " + m.brake.said
+		h.doubts(doubt{kind: doubtMany, silence: m.now - h.lastHeard(), said: m.brake.said})
 	case s.known > 0 && s.stale == s.known:
 		m.fail(h)
 	case s.alive && h.aliveAt == 0:
@@ -168,7 +206,7 @@ func (m *Machine) judge(h *member) {
 	case s.known == 0 && h.pinged:
 		m.setState(h, model.HostDisconnected, "verdict unknown: "+silent()+", and no datastore that this host can read holds its heartbeat")
 	default:
-		h.reason = silent() + "; its heartbeat on the datastores is not old enough for a verdict"
+		h.doubts(doubt{kind: doubtYoung, silence: m.now - h.lastHeard()})
 	}
 }
 
@@ -309,7 +347,7 @@ func (m *Machine) failoverOf(h *member) string {
 	m.emit(event.Event{At: h.since, Kind: event.Silence, Host: h.name, Failover: id, Text: fmt.Sprintf("%s noticed silent", h.name)})
 	text, why := fmt.Sprintf("%s has failed", h.name), failedWhy
 	if !h.failed {
-		text, why = fmt.Sprintf("%s is isolated", h.name), h.reason
+		text, why = fmt.Sprintf("%s is isolated", h.name), h.why()
 	}
 	m.emit(event.Event{Kind: event.Verdict, Severity: event.Error, Host: h.name, Failover: id,
 		Text: text, Cause: why, Evidence: m.evidence(h)})
@@ -341,7 +379,7 @@ func (m *Machine) recovered(h *member) {
 		m.emit(event.Event{Kind: event.HostState, Host: h.name, Text: fmt.Sprintf("%s is heard again", h.name), Cause: why})
 	}
 	m.shownConnected(h, why)
-	h.reason = ""
+	h.because("")
 	m.watchSilence(h)
 	m.poke(changeRoom)
 }

@@ -2,6 +2,7 @@ package fdm
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"hanok.dev/hanok/internal/model"
@@ -185,7 +186,7 @@ func (m *Machine) pendingViews(out []VMView, st *store) []VMView {
 }
 
 func (m *Machine) hostView(h *member, now time.Duration) HostView {
-	x := HostView{Name: h.name, Role: model.RoleSecondary, State: h.state, Reason: h.reason, ConfigVersion: h.beat.ConfigVersion, Memory: h.conf.Memory, MemoryUsed: h.used}
+	x := HostView{Name: h.name, Role: model.RoleSecondary, State: h.state, Reason: h.why(), ConfigVersion: h.beat.ConfigVersion, Memory: h.conf.Memory, MemoryUsed: h.used}
 	if h.self {
 		x.Role, x.State, x.ConfigVersion = model.RolePrimary, model.HostPrimary, m.conf.Version
 		if m.isolated() {
@@ -214,7 +215,10 @@ func (m *Machine) hostView(h *member, now time.Duration) HostView {
 		}
 	}
 	x.Heartbeats = h.heartbeats
-	x.Warnings = append(m.heartbeatWarnings(h), m.networkWarnings(h)...)
+	if h.warnBy != m.confRev || !slices.Equal(h.warnFor, h.heartbeats) {
+		h.warnings, h.warnBy, h.warnFor = slices.Clip(m.heartbeatWarnings(h)), m.confRev, h.heartbeats
+	}
+	x.Warnings = append(h.warnings, m.networkWarnings(h)...)
 	return x
 }
 
@@ -228,17 +232,17 @@ func (x *HostView) fill(r *Report) {
 func (m *Machine) vmView(v *vm, now time.Duration) VMView {
 	x := VMView{ID: v.p.ID, Name: v.p.Name, Home: v.st.name, Host: v.p.Host, Epoch: v.p.LastEpoch, Priority: m.priority(v)}
 	x.State, x.Reason = m.vmState(v)
-	ok, why := m.protected(v)
+	ok, lacks := m.protected(v)
 	x.Protected = ok
 	if !ok && x.Reason == "" && v.running {
-		x.Reason = why
+		x.Reason = lacks.text(m, v)
 	}
 	if v.running {
 		x.Epoch, x.Alive = v.local.Epoch, v.local.Alive
 	} else if v.order != nil {
 		x.Host = v.order.host.name
 	}
-	x.WaitsFor, x.Origin = m.conf.VMs[v.p.Name].DependsOn, v.p.Origin
+	x.WaitsFor, x.Origin = m.setOf(v).DependsOn, v.p.Origin
 	if m.recovering[v.p.ID] != nil {
 		x.Order, x.Ready = v.turn, m.readyText(v)
 	}

@@ -17,6 +17,10 @@ type vm struct {
 	p  model.ProtectedVM
 	st *store
 
+	set     VMSettings // of the cluster file, see setOf
+	setBy   uint64
+	setName string
+
 	host    *member // where it runs by report, or who holds its lock
 	running bool    // by report
 	local   LocalVM // as reported, if running
@@ -133,9 +137,18 @@ func (m *Machine) sortVMs(in map[model.VMID]*vm) []*vm {
 	return list
 }
 
+// setOf is what the cluster file says of v. It is looked for by name once for
+// each file.
+func (m *Machine) setOf(v *vm) *VMSettings {
+	if v.setBy != m.confRev || v.setName != v.p.Name {
+		v.set, v.setBy, v.setName = m.conf.VMs[v.p.Name], m.confRev, v.p.Name
+	}
+	return &v.set
+}
+
 // priority is the cluster file's, or else the one recorded.
 func (m *Machine) priority(v *vm) model.Priority {
-	if s, ok := m.conf.VMs[v.p.Name]; ok && s.Priority != "" {
+	if s := m.setOf(v); s.Priority != "" {
 		return s.Priority
 	}
 	return v.p.Priority
@@ -144,11 +157,9 @@ func (m *Machine) priority(v *vm) model.Priority {
 // requested is the state wanted: disabled and ignored come from the cluster
 // file, started and stopped from what administrators and users did last.
 func (m *Machine) requested(v *vm) model.Requested {
-	if s, ok := m.conf.VMs[v.p.Name]; ok {
-		switch s.Requested {
-		case model.RequestedDisabled, model.RequestedIgnored:
-			return s.Requested
-		}
+	switch s := m.setOf(v); s.Requested {
+	case model.RequestedDisabled, model.RequestedIgnored:
+		return s.Requested
 	}
 	return v.p.Requested
 }
@@ -259,33 +270,82 @@ func (m *Machine) nowRuns(v *vm, h *member, epoch model.Epoch, started bool) {
 	m.enforce(v)
 }
 
-// protected: wanted running, running under its lock, and recorded.
-func (m *Machine) protected(v *vm) (bool, string) {
+// gap is what a VM lacks to be protected.
+type gap uint8
+
+const (
+	gapNone     gap = iota
+	gapState        // it is not wanted running
+	gapPriority     // it is not to be restarted
+	gapReach        // the primary does not reach its host
+	gapSilent       // its host is silent: what was shown before stands
+	gapDown         // it does not run
+	gapGuard        // the guard of its host is silent
+	gapLock         // and has not confirmed its lock
+	gapHook         // the hook is not loaded there
+	gapRecord       // it is not on the datastore yet
+)
+
+// gap says what a VM lacks: it is protected if it is wanted running, runs under
+// its lock, and is recorded.
+func (m *Machine) gap(v *vm) gap {
 	switch {
 	case m.requested(v) != model.RequestedStarted:
-		return false, fmt.Sprintf("requested state is %s", m.requested(v))
+		return gapState
 	case m.priority(v) == model.PriorityDisabled:
-		return false, "its restart priority is disabled"
+		return gapPriority
 	case v.host != nil && (v.host.state == model.HostPartitioned || v.host.state == model.HostIsolated):
-		return false, fmt.Sprintf("the primary that owns its list does not reach %s, which is %s", v.host.name, v.host.state)
+		return gapReach
 	case !v.running && v.host != nil && v.host.suspect && !v.host.failed:
-		return v.shown, v.host.reason
+		return gapSilent
 	case !v.running:
-		return false, v.reason
+		return gapDown
 	case v.host.report != nil && !v.host.report.GuardUp:
-		return false, fmt.Sprintf("the guard of %s does not answer", v.p.Host)
+		return gapGuard
 	case v.local.Epoch == 0:
-		return false, fmt.Sprintf("the guard of %s does not confirm its lock", v.p.Host)
+		return gapLock
 	case v.host.report != nil && !v.host.report.HookSeen:
-		return false, fmt.Sprintf("libvirt on %s has not loaded Hanok's hook", v.p.Host)
+		return gapHook
 	case v.dirtyAt > v.st.list.written:
-		return false, "not yet recorded on the datastore"
+		return gapRecord
 	}
-	return true, ""
+	return gapNone
+}
+
+// text says for people what v lacks.
+func (g gap) text(m *Machine, v *vm) string {
+	switch g {
+	case gapState:
+		return fmt.Sprintf("requested state is %s", m.requested(v))
+	case gapPriority:
+		return "its restart priority is disabled"
+	case gapReach:
+		return fmt.Sprintf("the primary that owns its list does not reach %s, which is %s", v.host.name, v.host.state)
+	case gapSilent:
+		return v.host.why()
+	case gapDown:
+		return v.reason
+	case gapGuard:
+		return fmt.Sprintf("the guard of %s does not answer", v.p.Host)
+	case gapLock:
+		return fmt.Sprintf("the guard of %s does not confirm its lock", v.p.Host)
+	case gapHook:
+		return fmt.Sprintf("libvirt on %s has not loaded Hanok's hook", v.p.Host)
+	case gapRecord:
+		return "not yet recorded on the datastore"
+	}
+	return ""
+}
+
+// protected tells whether a VM is protected, and else what it lacks: in a form
+// that costs nothing while nobody asks for its text.
+func (m *Machine) protected(v *vm) (bool, gap) {
+	g := m.gap(v)
+	return g == gapNone || g == gapSilent && v.shown, g
 }
 
 func (m *Machine) showProtection(v *vm) {
-	ok, why := m.protected(v)
+	ok, lacks := m.protected(v)
 	if ok == v.shown {
 		return
 	}
@@ -299,7 +359,7 @@ func (m *Machine) showProtection(v *vm) {
 		return
 	}
 	if v.p.Down == nil {
-		m.emit(event.Event{Kind: event.Unprotected, VM: v.p.Name, Host: v.p.Host, Datastore: v.st.name, Text: fmt.Sprintf("%s is not protected", v.p.Name), Cause: why})
+		m.emit(event.Event{Kind: event.Unprotected, VM: v.p.Name, Host: v.p.Host, Datastore: v.st.name, Text: fmt.Sprintf("%s is not protected", v.p.Name), Cause: lacks.text(m, v)})
 	}
 }
 
