@@ -362,6 +362,9 @@ func newToken(a *app) *cobra.Command {
 			return "", err
 		}
 		t, err := s.auth.CreateToken(c.Context(), &hanokv1.CreateTokenRequest{User: user, Note: note, Limit: r, Expires: timestamppb.New(time.Now().Add(life))})
+		if err == nil {
+			i18n.Fprintf(c.ErrOrStderr(), "token %s of %s, until %s; it is shown this once:\n", t.Token.Id, t.Token.User, when(t.Token.Expires))
+		}
 		return t.GetSecret(), err
 	})
 	create.Flags().StringVar(&user, "user", "", "whose (administrators; default: one's own)")

@@ -168,7 +168,7 @@ func call(t *testing.T, s *Server, m protoreflect.MethodDescriptor, token string
 
 func TestAuditTellsWhoDidWhat(t *testing.T) {
 	s, tokens := withUsers(t)
-	post(t, s, "UserService/AddUser", `{"name":"eve","password":"correct horse battery","role":"ROLE_VIEWER"}`, "Authorization", "Bearer "+tokens["administrator"])
+	post(t, s, "UserService/AddUser", `{"name":"eve","password":"correct horse battery","role":"ROLE_VIEWER","grants":[{"cluster":"busan","role":"ROLE_OPERATOR"}]}`, "Authorization", "Bearer "+tokens["administrator"])
 	post(t, s, "OperationService/StartVM", `{"cluster":"seoul","vm":"web"}`, "Authorization", "Bearer "+tokens["viewer"])
 	post(t, s, "AuthService/Login", `{"user":"eve","password":"a wrong one of hers"}`)
 	post(t, s, "InventoryService/ListVMs", `{}`, "Authorization", "Bearer "+tokens["viewer"])
@@ -180,7 +180,7 @@ func TestAuditTellsWhoDidWhat(t *testing.T) {
 	for i, want := range []map[string]string{
 		{"via": "nobody", "method": "AuthService/Login", "target": "eve", "result": "unauthenticated"},
 		{"principal": "viewer", "method": "OperationService/StartVM", "cluster": "seoul", "target": "web", "result": "permission_denied"},
-		{"principal": "administrator", "method": "UserService/AddUser", "target": "eve", "result": "ok", "server": "s1"},
+		{"principal": "administrator", "method": "UserService/AddUser", "target": "eve", "result": "ok", "server": "s1", "text": "role=viewer grants=busan:operator"},
 	} {
 		for k, v := range want {
 			if got.Entries[i][k] != v {
@@ -197,6 +197,24 @@ func TestAuditTellsWhoDidWhat(t *testing.T) {
 	_, body = post(t, s, "AuditService/ListAudit", `{"principal":"viewer","pageSize":1}`, "Authorization", "Bearer "+tokens["administrator"])
 	if !strings.Contains(body, "StartVM") || strings.Contains(body, "AddUser") {
 		t.Error(body)
+	}
+	// What was asked for and what came of it, without a secret.
+	_, made := post(t, s, "AuthService/CreateToken", `{"note":"ci","limit":"ROLE_VIEWER"}`, "Authorization", "Bearer "+tokens["operator"])
+	var token struct {
+		Token  struct{ ID string }
+		Secret string
+	}
+	if err := json.Unmarshal([]byte(made), &token); err != nil || token.Secret == "" {
+		t.Fatalf("%v: %s", err, made)
+	}
+	_, body = post(t, s, "AuditService/ListAudit", `{"principal":"operator"}`, "Authorization", "Bearer "+tokens["administrator"])
+	for _, want := range []string{"limit=viewer", `note=\"ci\"`, "token=" + token.Token.ID + " until "} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s in %s", want, body)
+		}
+	}
+	if strings.Contains(body, token.Secret[len(token.Secret)-64:]) {
+		t.Error("the log has a token")
 	}
 }
 

@@ -30,6 +30,8 @@ type Principal struct {
 	// its public name, and Expires its end.
 	Credential, CredentialID string
 	Expires                  time.Time
+	// Login says that the token came from logging in (`hanok login`).
+	Login bool
 	// CSRF is the token that calls of the session carry.
 	CSRF string
 	// Renewed replaces the session's cookie; nil: it stays.
@@ -192,8 +194,9 @@ func clusterOf(msg any) string {
 // A Recorder keeps account of calls that change something.
 type Recorder interface {
 	// Begin is asked before a call that is permitted is carried out; without
-	// its consent it is not. The function that it returns is told the outcome.
-	Begin(ctx context.Context, method protoreflect.MethodDescriptor, cluster string, msg any) (func(error), error)
+	// its consent it is not. The function that it returns is told the outcome: the
+	// answer, nil of a stream, or the error.
+	Begin(ctx context.Context, method protoreflect.MethodDescriptor, cluster string, msg any) (func(answer any, err error), error)
 	// Refused is told of a call that was not permitted.
 	Refused(ctx context.Context, method protoreflect.MethodDescriptor, cluster string, msg any, err error)
 }
@@ -211,7 +214,7 @@ func descriptorOf(s connect.Spec) (protoreflect.MethodDescriptor, error) {
 }
 
 // enter decides a call, and returns who is to be told how it ended.
-func (i interceptor) enter(ctx context.Context, d protoreflect.MethodDescriptor, msg any) (func(error), error) {
+func (i interceptor) enter(ctx context.Context, d protoreflect.MethodDescriptor, msg any) (func(any, error), error) {
 	cluster := clusterOf(msg)
 	if err := Check(ctx, d, cluster); err != nil {
 		i.record.Refused(ctx, d, cluster, msg, err)
@@ -235,7 +238,11 @@ func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			return nil, err
 		}
 		resp, err := next(ctx, req)
-		ended(err)
+		var answer any
+		if err == nil {
+			answer = resp.Any()
+		}
+		ended(answer, err)
 		return resp, err
 	}
 }
@@ -255,7 +262,7 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		c := &checked{StreamingHandlerConn: conn, ctx: ctx, method: d, by: i}
 		err = next(ctx, c)
 		if c.ended != nil {
-			c.ended(err)
+			c.ended(nil, err)
 		}
 		return err
 	}
@@ -267,7 +274,7 @@ type checked struct {
 	ctx    context.Context
 	method protoreflect.MethodDescriptor
 	by     interceptor
-	ended  func(error)
+	ended  func(any, error)
 }
 
 func (c *checked) Receive(msg any) error {

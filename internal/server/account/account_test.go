@@ -310,6 +310,17 @@ func TestTokens(t *testing.T) {
 	if err != nil || more.Limit != viewer || !more.Expires.AsTime().Equal(tok.Expires.AsTime()) {
 		t.Errorf("%v, %v", more, err)
 	}
+	// Who logged in with a password may make one that lasts.
+	_, text3, _, err := b.LoginToken(ctx, "bob", good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = b.Authenticate(withToken(text3)); err != nil || !p.Login {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if long, _, err := b.CreateToken(ctx, p, "bob", "", viewer, time.Time{}); err != nil || !long.Expires.AsTime().Equal(c.now().Add(tokenLife)) {
+		t.Errorf("of a login: %v, %v", long, err)
+	}
 	it, err := b.store.Get(ctx, "token/"+strings.Split(text, "_")[1]+"/"+tok.Id)
 	if err != nil || strings.Contains(string(it.Value), strings.Split(text, "_")[3]) {
 		t.Errorf("the secret is stored: %v", err)
@@ -364,6 +375,59 @@ func TestTokens(t *testing.T) {
 		if _, err := b.Authenticate(withToken(h)); err == nil {
 			t.Errorf("%.40q is taken", h)
 		}
+	}
+}
+
+// A new password ends every login with the old one, however many there are, and the
+// pauses after guesses of it.
+func TestANewPasswordEndsWhatRestsOnTheOld(t *testing.T) {
+	b, _ := book(t)
+	ctx := t.Context()
+	add(t, b, "alice", admin)
+	var texts []string
+	for range maxTokens + 5 {
+		_, text, _, err := b.LoginToken(ctx, "alice", good)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, text)
+		if _, err := b.Login(ctx, "alice", good); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lives := func() (n int) {
+		for _, x := range texts {
+			if _, err := b.Authenticate(withToken(x)); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	if n := lives(); n != maxSessions {
+		t.Errorf("%d logins at once", n)
+	}
+	var soon *TooSoon
+	for range 50 {
+		_, _, _, err := b.LoginToken(ctx, "alice", "wrong wrong wrong")
+		if errors.As(err, &soon) {
+			break
+		}
+	}
+	if soon == nil {
+		t.Fatal("guesses are not slowed down")
+	}
+	const next = "another horse battery"
+	if err := b.SetPassword(ctx, "alice", next, ""); err != nil {
+		t.Fatal(err)
+	}
+	if n := lives(); n != 0 {
+		t.Errorf("%d logins outlive the password", n)
+	}
+	if list, err := b.secrets(ctx, "session/"); len(list) != 0 || err != nil {
+		t.Errorf("%d sessions outlive the password, %v", len(list), err)
+	}
+	if _, _, _, err := b.LoginToken(ctx, "alice", next); err != nil {
+		t.Errorf("with the new one: %v", err)
 	}
 }
 

@@ -46,6 +46,7 @@ func (b *Book) byToken(ctx context.Context, header string) (*access.Principal, e
 		return nil, errors.Join(err, errToken)
 	}
 	p := principal(u, s, access.ViaToken, s.tokenKey())
+	p.Login = s.Login
 	if s.Limit != hanokv1.Role_ROLE_UNSPECIFIED {
 		p.Limit, p.Role = s.Limit, min(p.Role, s.Limit)
 		for c, r := range p.Clusters {

@@ -19,7 +19,7 @@ import (
 const (
 	maxUsers    = 1000
 	maxTokens   = 100 // of each user
-	maxSessions = 20  // of each user; a new one ends the oldest
+	maxSessions = 20  // of each user, and as many login tokens; a new one ends the oldest
 	maxName     = 64
 )
 
@@ -235,7 +235,8 @@ func (b *Book) SetRoles(ctx context.Context, name string, role hanokv1.Role, gra
 }
 
 // SetPassword sets a user's password. Their sessions, but the one kept, and the
-// tokens that came from logging in end with the old one.
+// tokens that came from logging in end with the old one, and so do pauses after
+// guesses of it.
 func (b *Book) SetPassword(ctx context.Context, name, password, keep string) error {
 	if err := checkPassword("password", name, password); err != nil {
 		return err
@@ -261,12 +262,15 @@ func (b *Book) SetPassword(ctx context.Context, name, password, keep string) err
 			return err
 		}
 		for _, s := range tokens {
-			if s.Login && s.ID != keep && t.Len() < store.MaxOps {
+			if s.Login && s.ID != keep {
 				t.Delete(s.tokenKey())
 			}
 		}
 		return nil
 	})
+	if err == nil {
+		b.throttle.Forget(name)
+	}
 	return err
 }
 

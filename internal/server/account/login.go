@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -148,7 +149,7 @@ func (b *Book) LoginToken(ctx context.Context, name, password string) (*hanokv1.
 }
 
 // CreateToken makes an API token of a user. by is who asks; a token never gives
-// more, or longer, than the one that it was made with.
+// more, or longer, than the API token that it was made with.
 func (b *Book) CreateToken(ctx context.Context, by *access.Principal, name, note string, limit hanokv1.Role, expires time.Time) (*hanokv1.Token, string, error) {
 	now := b.now()
 	if expires.IsZero() {
@@ -169,7 +170,7 @@ func (b *Book) CreateToken(ctx context.Context, by *access.Principal, name, note
 		if by.Limit != hanokv1.Role_ROLE_UNSPECIFIED && (limit == hanokv1.Role_ROLE_UNSPECIFIED || limit > by.Limit) {
 			limit = by.Limit
 		}
-		if by.Via == access.ViaToken && expires.After(by.Expires) {
+		if by.Via == access.ViaToken && !by.Login && expires.After(by.Expires) {
 			expires = by.Expires
 		}
 	}
@@ -189,6 +190,14 @@ func (b *Book) makeToken(ctx context.Context, u *user, s *secret) (*hanokv1.Toke
 	}
 	t := new(store.Txn).Unchanged(state.UserKey(u.Name), u.modified).Put(s.tokenKey(), encode(s))
 	left := len(old)
+	if s.Login { // as of sessions, a new one ends the oldest
+		logins := slices.DeleteFunc(slices.Clone(old), func(o *secret) bool { return !o.Login })
+		for _, o := range logins[:max(0, len(logins)+1-maxSessions)] {
+			t.Delete(o.tokenKey())
+			left--
+			old = slices.DeleteFunc(old, func(x *secret) bool { return x == o })
+		}
+	}
 	for _, o := range old {
 		if left >= maxTokens && (o.Login || o.over(b.now())) && t.Len() < store.MaxOps {
 			t.Delete(o.tokenKey())

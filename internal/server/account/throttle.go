@@ -105,6 +105,18 @@ func (t *Throttle) Succeeded(user string, from netip.Addr, now time.Time) {
 	t.known.get(p, now, knownFor).last = now
 }
 
+// Forget ends the pauses of a user, at all addresses; those of addresses stay.
+func (t *Throttle) Forget(user string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.users.drop(user)
+	for key := range t.pairs.at {
+		if p, ok := key.(pair); ok && p.user == user {
+			t.pairs.drop(key)
+		}
+	}
+}
+
 type entry struct {
 	key      any
 	failures int

@@ -26,9 +26,9 @@ func accountError(err error) error {
 	case errors.As(err, &f):
 		return invalid(f.Field, f.Remedy, "%s", f.Text)
 	case errors.As(err, &soon):
-		return fail(connect.CodeResourceExhausted, "an administrator can set a new password: hanok user password NAME", "%w", err)
+		return fail(connect.CodeResourceExhausted, "try again then; an administrator who sets a new password ends the pause: hanok user password NAME", "%w", err)
 	case errors.Is(err, account.ErrDenied):
-		return connect.NewError(connect.CodeUnauthenticated, err)
+		return fail(connect.CodeUnauthenticated, "try again; if it is forgotten an administrator sets another: hanok user password NAME, or as root on the server: hanok server recover-admin NAME", "%w", err)
 	case errors.Is(err, account.ErrSetUp):
 		return fail(connect.CodePermissionDenied, "on the server, as root: hanok server recover-admin NAME", "%w", err)
 	case errors.Is(err, account.ErrNoUser):

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -57,9 +58,9 @@ func Recorded(m protoreflect.MethodDescriptor) bool {
 }
 
 // Begin implements access.Recorder.
-func (l *Log) Begin(ctx context.Context, m protoreflect.MethodDescriptor, cluster string, msg any) (func(error), error) {
+func (l *Log) Begin(ctx context.Context, m protoreflect.MethodDescriptor, cluster string, msg any) (func(any, error), error) {
 	if !Recorded(m) {
-		return func(error) {}, nil
+		return func(any, error) {}, nil
 	}
 	e := l.entry(ctx, m, cluster, msg)
 	known := access.From(ctx) != nil
@@ -69,7 +70,8 @@ func (l *Log) Begin(ctx context.Context, m protoreflect.MethodDescriptor, cluste
 			return nil, connect.NewError(connect.CodeUnavailable, fmt.Errorf("it cannot be recorded, and so is not done: %w", err))
 		}
 	}
-	return func(err error) {
+	return func(answer any, err error) {
+		e.Text = joined(e.Text, clean(told(answer, answers)))
 		kind := state.AuditChange
 		if !known && err != nil {
 			if connect.CodeOf(err) == connect.CodeResourceExhausted {
@@ -92,10 +94,12 @@ func (l *Log) outcome(ctx context.Context, kind string, e *hanokv1.AuditEntry, e
 	e.Result = "ok"
 	if err != nil {
 		var ce *connect.Error
-		e.Result, e.Text = connect.CodeOf(err).String(), clean(err.Error())
+		e.Result = connect.CodeOf(err).String()
+		text := err.Error()
 		if errors.As(err, &ce) {
-			e.Text = clean(ce.Message())
+			text = ce.Message()
 		}
+		e.Text = joined(clean(text), e.Text)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeLimit)
 	defer cancel()
@@ -114,7 +118,7 @@ func (l *Log) entry(ctx context.Context, m protoreflect.MethodDescriptor, cluste
 	var tail [4]byte
 	_, _ = rand.Read(tail[:]) // it never fails
 	e := &hanokv1.AuditEntry{Id: fmt.Sprintf("%016x-%s", now.UnixNano(), hex.EncodeToString(tail[:])), Time: timestamppb.New(now), Via: "nobody",
-		Address: clean(access.Address(ctx)), Method: string(m.Parent().Name()) + "/" + string(m.Name()), Cluster: clean(cluster), Target: clean(target(msg)), Server: clean(l.Server)}
+		Address: clean(access.Address(ctx)), Method: string(m.Parent().Name()) + "/" + string(m.Name()), Cluster: clean(cluster), Target: clean(target(msg)), Server: clean(l.Server), Text: clean(told(msg, questions))}
 	if p := access.From(ctx); p != nil {
 		e.Principal, e.Via = p.Name, p.Via
 		if p.Via == access.ViaToken {
@@ -140,6 +144,83 @@ func target(msg any) string {
 		}
 	}
 	return ""
+}
+
+// questions are fields that say what a request asks for, answers those that say what
+// came of it: neither is ever a secret.
+var (
+	questions = []protoreflect.Name{"role", "grants", "limit", "expires", "note", "seconds", "on", "kill", "force", "expected_version", "fields", "resource", "rule"}
+	answers   = []protoreflect.Name{"version", "task", "token", "fingerprint"}
+)
+
+// told is what fields of a message say, those that are set: "role=viewer seconds=60".
+func told(msg any, names []protoreflect.Name) string {
+	m, ok := msg.(proto.Message)
+	if !ok {
+		return ""
+	}
+	r := m.ProtoReflect()
+	var out []string
+	for _, name := range names {
+		f := r.Descriptor().Fields().ByName(name)
+		if f == nil || !r.Has(f) && name != "on" {
+			continue
+		}
+		v := r.Get(f)
+		if f.IsList() {
+			var list []string
+			for i := range min(v.List().Len(), 20) {
+				list = append(list, said(f, v.List().Get(i)))
+			}
+			out = append(out, string(name)+"="+strings.Join(list, ","))
+		} else if text := said(f, v); text != "" {
+			out = append(out, string(name)+"="+text)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// said is one value; empty for a secret and for what is said elsewhere.
+func said(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
+	switch f.Kind() {
+	case protoreflect.StringKind:
+		if f.Name() == "token" || f.Name() == "rule" { // a secret; the target
+			return ""
+		}
+		return strconv.Quote(v.String())
+	case protoreflect.EnumKind:
+		if d := f.Enum().Values().ByNumber(v.Enum()); d != nil {
+			return strings.ToLower(strings.TrimPrefix(string(d.Name()), "ROLE_"))
+		}
+		return strconv.Itoa(int(v.Enum()))
+	case protoreflect.MessageKind:
+		switch x := v.Message().Interface().(type) {
+		case *timestamppb.Timestamp:
+			return x.AsTime().Format(time.RFC3339)
+		case *hanokv1.Grant:
+			return x.Cluster + ":" + strings.ToLower(strings.TrimPrefix(x.Role.String(), "ROLE_"))
+		case *hanokv1.FieldValue:
+			return x.Field + "=" + strconv.Quote(x.Value)
+		case *hanokv1.Task:
+			return x.Id
+		case *hanokv1.Token:
+			return x.Id + " until " + x.Expires.AsTime().Format(time.RFC3339)
+		case *hanokv1.Resource:
+			return x.Id
+		case *hanokv1.Rule:
+			return x.Kind + " " + x.Name
+		}
+		return ""
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// joined are the texts that there are.
+func joined(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return clean(a + "; " + b)
 }
 
 // clean makes a text from outside fit to be kept: bounded, valid, one line.
