@@ -95,7 +95,7 @@ func Run(ctx context.Context, opts Options) error {
 	defer unlock()
 	var warnings []string
 	if opts.Locked {
-		warnings = protectProcess()
+		warnings = protectProcess(opts.RunDir)
 	}
 	id, err := readIdentity(opts)
 	if err != nil {

@@ -19,7 +19,7 @@ const (
 
 // protectProcess keeps the guard running when the host is short of memory or
 // processor time, and says what could not be done.
-func protectProcess() (warnings []string) {
+func protectProcess(runDir string) (warnings []string) {
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
@@ -28,6 +28,12 @@ func protectProcess() (warnings []string) {
 	}
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
 		warnings = append(warnings, fmt.Sprintf("the guard is not locked in memory: %v", err))
+	}
+	if err := loadProgram(); err != nil {
+		warnings = append(warnings, fmt.Sprintf("the guard's program is not all in memory: %v", err))
+	}
+	if why := notInMemory(runDir); why != "" {
+		warnings = append(warnings, why)
 	}
 	if n, err := threadsWithoutFIFO(); err != nil {
 		warnings = append(warnings, fmt.Sprintf("the guard's priority is not known: %v", err))
