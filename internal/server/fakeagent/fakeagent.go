@@ -39,6 +39,8 @@ type Cluster struct {
 	orders []string
 	trust  map[model.HostID]*pki.Keeper
 	away   map[model.HostID]bool
+	behind map[model.HostID]uint64 // versions of the cluster file that hosts have instead
+	stuck  bool
 }
 
 // New makes a cluster whose hosts have a cluster file in force.
@@ -202,6 +204,9 @@ func (a *Agent) Status(context.Context) (*local.Status, error) {
 	for i := range c.Hosts {
 		h := local.Host{Name: c.Hosts[i].Name, Role: model.RoleSecondary, State: model.HostConnected, Armed: true, Hook: true, Guard: true, Hypervisor: true,
 			ConfigVersion: c.Version, Memory: c.Hosts[i].Memory}
+		if v, ok := f.behind[h.Name]; ok {
+			h.ConfigVersion = v
+		}
 		if h.Name == f.primary {
 			h.Role, h.State = model.RolePrimary, model.HostPrimary
 		}
@@ -229,7 +234,9 @@ func (a *Agent) Admin(_ context.Context, r fdm.AdminRequest) (fdm.AdminReply, er
 		if !ok {
 			return fdm.AdminReply{Text: "Hanok does not manage a VM " + ref.Name}, nil
 		}
-		f.vms[i].State = s
+		if !f.stuck {
+			f.vms[i].State = s
+		}
 		f.orders = append(f.orders, word+" "+ref.Name)
 		return fdm.AdminReply{OK: true}, nil
 	}

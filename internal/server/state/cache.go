@@ -45,8 +45,10 @@ type cluster struct {
 type Wanted struct {
 	Version *hanokv1.ConfigVersion
 	Cluster *config.Cluster
-	// Modified is the revision for changes that rest on it.
-	Modified int64
+	// Modified is the revision for changes that rest on it, Created that of the
+	// cluster's first version: a cluster that was removed and added again is
+	// another.
+	Modified, Created int64
 }
 
 // NewCache makes an empty cache; Load fills it, Follow keeps it current.
@@ -228,7 +230,7 @@ func ReadWanted(it store.Item) (*Wanted, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Wanted{Version: v, Cluster: cc, Modified: it.Modified}, nil
+	return &Wanted{Version: v, Cluster: cc, Modified: it.Modified, Created: it.Created}, nil
 }
 
 func (c *Cache) drop(k string) {
@@ -318,6 +320,20 @@ func (c *Cache) Tasks() []*hanokv1.Task {
 		out = append(out, t)
 	}
 	slices.SortFunc(out, func(a, b *hanokv1.Task) int { return strings.Compare(b.Id, a.Id) })
+	return out
+}
+
+// Active are the tasks that have not ended, the oldest first.
+func (c *Cache) Active() []*hanokv1.Task {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var out []*hanokv1.Task
+	for _, t := range c.tasks {
+		if !Ended(t) {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b *hanokv1.Task) int { return strings.Compare(a.Id, b.Id) })
 	return out
 }
 

@@ -11,6 +11,7 @@
 //	datastore/<cluster>/<name>      … of a datastore
 //	event/<cluster>/<id>            events, in the order of their creation
 //	cursor/<cluster>/<stream>       how far a stream of events has been read
+//	floor/<cluster>                 the time up to which events were removed
 //	task/<id>                       long operations
 //	done/<principal>/<key>          requests that were carried out (idempotency)
 //	user/<name>, users              who may log in; the second is written with every change of them

@@ -26,6 +26,7 @@ const (
 	kindDatastore = "datastore"
 	kindEvent     = "event"
 	kindCursor    = "cursor"
+	kindFloor     = "floor"
 	kindTask      = "task"
 	kindDone      = "done"
 	kindUser      = "user"
@@ -108,6 +109,9 @@ func EventPrefix(cluster string) string {
 
 // CursorKey names how far a stream of events has been read.
 func CursorKey(cluster, stream string) string { return key(kindCursor, cluster, stream) }
+
+// FloorKey names the time up to which events of a cluster were removed.
+func FloorKey(cluster string) string { return key(kindFloor, cluster) }
 
 // TaskKey names a task.
 func TaskKey(id string) string { return key(kindTask, id) }
@@ -241,7 +245,7 @@ func DecodeConfig(key string, value []byte) (*hanokv1.ConfigVersion, error) {
 
 // Forget adds to a change the removal of all that belongs to a cluster.
 func Forget(t *store.Txn, cluster string) {
-	t.Delete(ConfigKey(cluster)).Delete(ForeignKey(cluster)).Delete(ClusterKey(cluster))
+	t.Delete(ConfigKey(cluster)).Delete(ForeignKey(cluster)).Delete(ClusterKey(cluster)).Delete(FloorKey(cluster))
 	for _, p := range ofCluster(cluster) {
 		t.DeleteAll(p)
 	}

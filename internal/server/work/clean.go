@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/server/account"
 	"hanok.dev/hanok/internal/server/api"
 	"hanok.dev/hanok/internal/server/state"
@@ -11,14 +12,19 @@ import (
 	"hanok.dev/hanok/internal/store"
 )
 
-// What is kept.
+// bounds are how many are kept, the newest.
+type bounds struct {
+	events   int // of each cluster
+	versions int // of each cluster file
+	tasks    int // that have ended
+	changes  int // of the audit log
+	refused  int // of the audit log, refused attempts
+}
+
+var kept = bounds{events: 20000, versions: 500, tasks: 5000, changes: 50000, refused: 10000}
+
 const (
-	keepEvents   = 20000 // of each cluster, the newest
-	keepVersions = 500   // of each cluster file
-	keepTasks    = 5000  // that have ended
-	keepChanges  = 50000 // of the audit log
-	keepRefused  = 10000 // of the audit log, refused attempts
-	cleanEvery   = time.Minute
+	cleanEvery = time.Minute
 	// keepHistory is how long streams can be resumed.
 	keepHistory = time.Hour
 )
@@ -48,7 +54,7 @@ func (w *worker) clean(ctx context.Context) {
 				w.Log.Warn("old history was not removed", "err", err)
 			}
 		}
-		if err := w.cleanOnce(ctx, keepEvents); err != nil && ctx.Err() == nil {
+		if err := w.cleanOnce(ctx, kept); err != nil && ctx.Err() == nil {
 			w.Log.Warn("old events and tasks were not removed", "err", err)
 		}
 	}
@@ -63,66 +69,100 @@ func before(marks []mark, moment time.Time) (revision int64, rest []mark) {
 	return revision, marks
 }
 
-func (w *worker) cleanOnce(ctx context.Context, events int) error {
+func (w *worker) cleanOnce(ctx context.Context, b bounds) error {
 	for _, name := range append(w.Cache.Names(), "-") {
-		for prefix, keep := range map[string]int{state.EventPrefix(name): events, state.VersionPrefix(name): keepVersions} {
-			items, _, err := w.Store.List(ctx, prefix, store.ListOptions{NewestFirst: true, KeysOnly: true})
-			if err != nil {
-				return err
-			}
-			if err := w.remove(ctx, items[min(keep, len(items)):]); err != nil {
-				return err
-			}
-		}
-	}
-	for kind, keep := range map[string]int{state.AuditChange: keepChanges, state.AuditRefused: keepRefused} {
-		items, _, err := w.Store.List(ctx, state.AuditPrefix(kind), store.ListOptions{NewestFirst: true, KeysOnly: true})
-		if err != nil {
+		if err := w.cleanEvents(ctx, name, b.events); err != nil {
 			return err
 		}
-		if err := w.remove(ctx, items[min(keep, len(items)):]); err != nil {
+		if err := w.keepNewest(ctx, state.VersionPrefix(name), b.versions); err != nil {
 			return err
 		}
 	}
-	var old []store.Item
-	for _, prefix := range []string{state.TokenPrefix, state.SessionPrefix} {
-		items, _, err := w.Store.List(ctx, prefix, store.ListOptions{})
-		if err != nil {
+	for kind, keep := range map[string]int{state.AuditChange: b.changes, state.AuditRefused: b.refused} {
+		if err := w.keepNewest(ctx, state.AuditPrefix(kind), keep); err != nil {
 			return err
 		}
-		for _, it := range items {
-			if account.Ended(it.Value, time.Now()) {
-				old = append(old, it)
-			}
-		}
+	}
+	old, err := w.over(ctx, time.Now())
+	if err != nil {
+		return err
 	}
 	ended := 0
 	for _, t := range w.Cache.Tasks() {
 		if state.Ended(t) {
-			if ended++; ended > keepTasks {
+			if ended++; ended > b.tasks {
 				old = append(old, store.Item{Key: state.TaskKey(t.Id)})
 			}
 		}
 	}
-	tokens, _, err := w.Store.List(ctx, state.EnrolPrefix, store.ListOptions{})
-	if err != nil {
-		return err
-	}
-	for _, it := range tokens {
-		if trust.Over(it.Value, time.Now()) {
-			old = append(old, it)
-		}
-	}
-	done, _, err := w.Store.List(ctx, state.DonePrefix, store.ListOptions{})
-	if err != nil {
-		return err
-	}
-	for _, it := range done {
-		if time.Since(api.DoneAt(it.Value)) > api.KeepDone {
-			old = append(old, it)
-		}
-	}
 	return w.remove(ctx, old)
+}
+
+// keepNewest removes all below a prefix but the newest.
+func (w *worker) keepNewest(ctx context.Context, prefix string, keep int) error {
+	items, _, err := w.Store.List(ctx, prefix, store.ListOptions{NewestFirst: true, KeysOnly: true})
+	if err != nil {
+		return err
+	}
+	return w.remove(ctx, items[min(keep, len(items)):])
+}
+
+// cleanEvents removes all events of a cluster but the newest, and first notes up
+// to which time they go: they must not come back with the next primary.
+func (w *worker) cleanEvents(ctx context.Context, cluster string, keep int) error {
+	prefix := state.EventPrefix(cluster)
+	items, _, err := w.Store.List(ctx, prefix, store.ListOptions{NewestFirst: true, KeysOnly: true})
+	if err != nil || len(items) <= keep {
+		return err
+	}
+	old := map[string]bool{}
+	for _, it := range items[keep:] {
+		old[it.Key] = true
+	}
+	values, _, err := w.Store.List(ctx, prefix, store.ListOptions{CreatedBefore: items[keep].Created + 1})
+	if err != nil {
+		return err
+	}
+	floor, now := time.Time{}, time.Now()
+	for _, it := range values {
+		e, err := state.Decode[hanokv1.Event](it.Key, it.Value)
+		if err != nil {
+			return err
+		}
+		// A clock that is ahead must not hide what others will tell.
+		if at := e.Time.AsTime(); old[it.Key] && at.After(floor) && at.Before(now) {
+			floor = at
+		}
+	}
+	if wanted := w.Cache.Wanted(cluster); wanted != nil {
+		t := new(store.Txn).Same(state.ConfigKey(cluster), wanted.Created)
+		if _, err := w.commit(ctx, t.Put(state.FloorKey(cluster), []byte(floor.Format(time.RFC3339Nano)))); err != nil {
+			return err
+		}
+	}
+	return w.remove(ctx, items[keep:])
+}
+
+// over are the tokens, sessions and idempotency keys whose time is over.
+func (w *worker) over(ctx context.Context, now time.Time) ([]store.Item, error) {
+	var old []store.Item
+	for prefix, ended := range map[string]func(value []byte) bool{
+		state.TokenPrefix:   func(v []byte) bool { return account.Ended(v, now) },
+		state.SessionPrefix: func(v []byte) bool { return account.Ended(v, now) },
+		state.EnrolPrefix:   func(v []byte) bool { return trust.Over(v, now) },
+		state.DonePrefix:    func(v []byte) bool { return now.Sub(api.DoneAt(v)) > api.KeepDone },
+	} {
+		items, _, err := w.Store.List(ctx, prefix, store.ListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		for _, it := range items {
+			if ended(it.Value) {
+				old = append(old, it)
+			}
+		}
+	}
+	return old, nil
 }
 
 func (w *worker) remove(ctx context.Context, items []store.Item) error {

@@ -26,6 +26,10 @@ const (
 	// batchWait after the first one came.
 	batchEvents = 60
 	batchWait   = 100 * time.Millisecond
+	// batchBytes bounds them together: events have up to 64 KiB, and an external
+	// etcd takes 1.5 MiB at once.
+	batchBytes = 512 << 10
+	maxID      = 300
 	// retryEvents is the pause before a stream is opened again.
 	retryEvents = 2 * time.Second
 )
@@ -79,7 +83,7 @@ func (s *stream) run(ctx context.Context) {
 		a := s.f.agents[s.host]
 		s.f.w.mu.Unlock()
 		if a != nil {
-			if err := s.read(ctx, a); errors.Is(err, errDeposed) {
+			if err := s.read(ctx, a); errors.Is(err, errDeposed) || errors.Is(err, errRemoved) {
 				return
 			}
 		}
@@ -95,6 +99,11 @@ func (s *stream) read(ctx context.Context, a Agent) error {
 		return err
 	}
 	b := &batch{s: s, after: string(it.Value)}
+	if !s.own {
+		if b.floor, err = s.f.floor(ctx); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})
@@ -122,19 +131,40 @@ func (s *stream) read(ctx context.Context, a Agent) error {
 	})
 	cancel()
 	<-done
-	if b.err != nil {
-		return b.err
+	if b.err == nil {
+		return err
 	}
-	return err
+	if !errors.Is(b.err, context.Canceled) && !errors.Is(b.err, errDeposed) && !errors.Is(b.err, errRemoved) {
+		s.f.w.Log.Warn("events of a host were not written", "cluster", cluster, "host", s.host, "err", b.err)
+	}
+	return b.err
+}
+
+// floor is the time up to which events of the cluster were removed: a new primary
+// tells from its beginning what the server has had, and has removed since.
+func (f *follower) floor(ctx context.Context) (time.Time, error) {
+	it, err := f.w.Store.Get(ctx, state.FloorKey(f.name))
+	if errors.Is(err, store.ErrNotFound) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	return time.Parse(time.RFC3339Nano, string(it.Value))
 }
 
 // batch collects events until they are written with the cursor behind them.
 type batch struct {
 	s *stream
 
+	// floor: events up to it are passed over.
+	floor time.Time
+
 	mu    sync.Mutex
 	list  []*hanokv1.Event
+	size  int // of list, in bytes
 	after string
+	moved bool // after is behind the cursor
 	gap   bool
 	err   error
 }
@@ -142,15 +172,28 @@ type batch struct {
 func (b *batch) add(ctx context.Context, e *event.Event) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.err != nil {
+		return b.err
+	}
+	x := api.ToEvent(b.s.f.name, e)
+	size := proto.Size(x)
+	switch {
+	case size > batchBytes || len(e.ID) > maxID:
+		b.err = fmt.Errorf("event %.80s of %s is too large", e.ID, b.s.host)
+		return b.err
+	case !b.floor.IsZero() && !e.Wall.After(b.floor):
+		b.after, b.moved = e.ID, true
+		return nil
+	case b.size+size > batchBytes:
+		if b.err = b.write(ctx); b.err != nil {
+			return b.err
+		}
+	}
 	if b.gap {
 		b.gap = false
 		b.list = append(b.list, b.missing(e))
 	}
-	x := api.ToEvent(b.s.f.name, e)
-	if proto.Size(x) > store.MaxValue/2 || len(e.ID) > 300 {
-		return fmt.Errorf("event %.80s of %s is too large", e.ID, b.s.host)
-	}
-	b.list, b.after = append(b.list, x), e.ID
+	b.list, b.size, b.after, b.moved = append(b.list, x), b.size+size, e.ID, true
 	if len(b.list) >= batchEvents {
 		b.err = b.write(ctx)
 	}
@@ -168,7 +211,7 @@ func (b *batch) missing(e *event.Event) *hanokv1.Event {
 func (b *batch) flush(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == nil && len(b.list) > 0 {
+	if b.err == nil && b.moved {
 		b.err = b.write(ctx)
 	}
 	return b.err
@@ -186,7 +229,7 @@ func (b *batch) write(ctx context.Context) error {
 		}
 	}
 	t.Put(state.CursorKey(b.s.f.name, b.s.name), []byte(b.after))
-	_, err := b.s.f.w.commit(ctx, t)
-	b.list = nil
+	_, err := b.s.f.commit(ctx, t)
+	b.list, b.size, b.moved = nil, 0, false
 	return err
 }

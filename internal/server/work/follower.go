@@ -27,14 +27,15 @@ const (
 	reportedEvery = 10 * time.Second
 	// handOverEvery is the pause between attempts to hand a version over.
 	handOverEvery = 3 * time.Second
-	maxTasks      = 64
 )
 
 // follower follows one cluster.
 type follower struct {
 	w    *worker
 	name string
-	stop context.CancelFunc
+	// created tells the cluster from another of its name, before or after.
+	created int64
+	stop    context.CancelFunc
 
 	wanted  *state.Wanted // as of the last round
 	agents  map[model.HostID]Agent
@@ -53,8 +54,8 @@ type follower struct {
 	trust   map[model.HostID]*hanokv1.HostTrust // of this leadership, under w.mu
 }
 
-func newFollower(w *worker, name string) *follower {
-	return &follower{w: w, name: name, agents: map[model.HostID]Agent{}, streams: map[model.HostID]*stream{}, written: map[string][]byte{},
+func newFollower(w *worker, name string, created int64) *follower {
+	return &follower{w: w, name: name, created: created, agents: map[model.HostID]Agent{}, streams: map[model.HostID]*stream{}, written: map[string][]byte{},
 		dialled: make(chan struct{})}
 }
 
@@ -66,7 +67,7 @@ func (f *follower) run(ctx context.Context) {
 	tick := time.NewTicker(f.w.Interval)
 	defer tick.Stop()
 	for {
-		if err := f.round(ctx); errors.Is(err, errDeposed) || ctx.Err() != nil {
+		if err := f.round(ctx); errors.Is(err, errDeposed) || errors.Is(err, errRemoved) || ctx.Err() != nil {
 			return
 		} else if err != nil {
 			f.w.Log.Warn("the account of a cluster was not taken over", "cluster", f.name, "err", err)
@@ -116,11 +117,12 @@ func (f *follower) load(ctx context.Context) error {
 // round asks once and does what follows.
 func (f *follower) round(ctx context.Context) error {
 	w := f.w.Cache.Wanted(f.name)
-	if w == nil {
-		return nil
+	if w == nil || w.Created != f.created {
+		return errRemoved
 	}
 	if f.wanted == nil || f.wanted.Modified != w.Modified {
 		f.wanted = w
+		f.seen = 0 // what the hosts have is to be compared with the new one
 		f.redial()
 	}
 	f.follow(ctx)
@@ -238,7 +240,7 @@ func (f *follower) unreachable(ctx context.Context, why error) error {
 		return nil // the reason may vary from host to host; the first one stays
 	}
 	c.Unreachable = why.Error()
-	_, err := f.w.commit(ctx, new(store.Txn).Put(state.ClusterKey(f.name), state.Encode(c)))
+	_, err := f.commit(ctx, new(store.Txn).Put(state.ClusterKey(f.name), state.Encode(c)))
 	f.reported = time.Time{}
 	return err
 }
@@ -268,7 +270,7 @@ func (f *follower) record(ctx context.Context, s *local.Status) error {
 		if t.Len() < full {
 			return nil
 		}
-		_, err := f.w.commit(ctx, t)
+		_, err := f.commit(ctx, t)
 		t = new(store.Txn)
 		return err
 	}

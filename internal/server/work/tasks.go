@@ -56,6 +56,13 @@ func (w *worker) task(ctx context.Context, id string) {
 	}
 }
 
+// maxOrders bounds how many orders about VMs are carried out at a time; tasks of
+// other kinds are few for each cluster, and may wait long.
+const maxOrders = 64
+
+// isOrder: a task is about a VM.
+func isOrder(kind string) bool { return kind != api.TaskApply && kind != api.TaskReplaceAuthority }
+
 // running is a task under way.
 type running struct {
 	w  *worker
@@ -153,7 +160,7 @@ func (r *running) apply(ctx context.Context, t *hanokv1.Task) error {
 		w := r.w.Cache.Wanted(t.Cluster)
 		switch {
 		case w == nil:
-			return true, r.end(ctx, cancelled, "the cluster was removed from the server")
+			return true, r.end(ctx, cancelled, "%v", errRemoved)
 		case w.Cluster.Version > t.ConfigVersion:
 			return true, r.end(ctx, cancelled, "replaced by version %d", w.Cluster.Version)
 		case w.Cluster.Version < t.ConfigVersion && w.Version.RefusedAbove >= t.ConfigVersion:
@@ -227,6 +234,9 @@ func (r *running) vm(ctx context.Context, t *hanokv1.Task) error {
 	}
 	last := "not seen yet"
 	return r.await(ctx, t, func() (bool, error) {
+		if r.w.Cache.Wanted(t.Cluster) == nil {
+			return true, r.end(ctx, cancelled, "%v", errRemoved)
+		}
 		v := r.w.Cache.VM(t.Cluster, t.Target)
 		if reached() {
 			if v != nil && v.Host != "" && want == model.VMStarted {
@@ -257,13 +267,17 @@ func (r *running) send(ctx context.Context, t *hanokv1.Task, req fdm.AdminReques
 	if newer := r.newer(t); t.Sent && newer != "" {
 		return true, r.end(ctx, failed, "a server ended while it carried this out, and task %s is newer: look at the VM", newer)
 	}
+	// One that comes out of a backup, or waited for a server, may be wanted no more.
+	if time.Since(t.Created.AsTime()) > r.w.TaskLimit {
+		return true, r.end(ctx, failed, "no server could carry it out in time: look at the VM, and ask again")
+	}
 	if err := r.update(ctx, func(t *hanokv1.Task) { t.Sent, t.Message = true, "sent to the primary" }); err != nil {
 		return false, err
 	}
 	for {
 		f := r.w.follower(t.Cluster)
 		if f == nil {
-			return true, r.end(ctx, cancelled, "the cluster was removed from the server")
+			return true, r.end(ctx, cancelled, "%v", errRemoved)
 		}
 		reply, err := f.order(ctx, req)
 		if ctx.Err() != nil {

@@ -166,7 +166,7 @@ func (f *follower) tellLapsed(ctx context.Context, host model.HostID, ended, exp
 	e := &hanokv1.Event{Id: fmt.Sprintf("server-lapsed-%s-%d", host, expires.Unix()), Cluster: f.name, Time: timestamppb.Now(), By: "server", Severity: "warning",
 		Kind: string(event.Security), Host: string(host), Text: fmt.Sprintf("%s was given another certificate: its last one had ended", host),
 		Cause: fmt.Sprintf("no server renewed it until %s", ended.UTC().Format(time.RFC3339))}
-	if _, err := f.w.commit(ctx, new(store.Txn).PutIfNew(state.EventKey(f.name, e.Id), state.Encode(e))); err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) {
+	if _, err := f.commit(ctx, new(store.Txn).PutIfNew(state.EventKey(f.name, e.Id), state.Encode(e))); err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) && !errors.Is(err, errRemoved) {
 		f.w.Log.Warn("an event was not written down", "cluster", f.name, "host", host, "text", e.Text, "err", err)
 	}
 }

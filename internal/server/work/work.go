@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -136,6 +135,7 @@ type worker struct {
 	mu       sync.Mutex
 	clusters map[string]*follower
 	tasks    map[string]bool // being carried out
+	orders   int             // of them, about VMs
 	again    chan struct{}   // one of them ended
 }
 
@@ -174,8 +174,13 @@ func (w *worker) attend(ctx context.Context) {
 	known := map[string]bool{}
 	for _, name := range w.Cache.Names() {
 		known[name] = true
-		if w.clusters[name] == nil {
-			f := newFollower(w, name)
+		wanted := w.Cache.Wanted(name)
+		if f := w.clusters[name]; f != nil && wanted != nil && f.created != wanted.Created {
+			f.stop() // it was removed and added again meanwhile
+			delete(w.clusters, name)
+		}
+		if w.clusters[name] == nil && wanted != nil {
+			f := newFollower(w, name, wanted.Created)
 			fctx, cancel := context.WithCancel(ctx)
 			f.stop = cancel
 			w.clusters[name] = f
@@ -191,26 +196,33 @@ func (w *worker) attend(ctx context.Context) {
 			delete(w.clusters, name)
 		}
 	}
-	tasks := w.Cache.Tasks()
-	slices.Reverse(tasks) // the oldest first
+	w.startTasks(ctx)
+}
+
+// startTasks begins what waits; w.mu is held.
+func (w *worker) startTasks(ctx context.Context) {
 	busy := map[string]bool{}
-	for _, t := range tasks {
-		if state.Ended(t) {
-			continue
-		}
+	for _, t := range w.Cache.Active() {
 		// Orders about one VM are carried out one after another.
 		about := t.Cluster + "/" + t.Target
 		waits := t.Target != "" && busy[about] && !t.CancelRequested
 		busy[about] = true
-		if waits || w.tasks[t.Id] || len(w.tasks) >= maxTasks {
+		order := isOrder(t.Kind)
+		if waits || w.tasks[t.Id] || order && w.orders >= maxOrders {
 			continue
 		}
 		w.tasks[t.Id] = true
+		if order {
+			w.orders++
+		}
 		id := t.Id
 		w.wg.Go(func() {
 			w.task(ctx, id)
 			w.mu.Lock()
 			delete(w.tasks, id)
+			if order {
+				w.orders--
+			}
 			w.mu.Unlock()
 			select { // the next one may begin
 			case w.again <- struct{}{}:
@@ -236,6 +248,23 @@ func (w *worker) commit(ctx context.Context, t *store.Txn) (int64, error) {
 		case <-w.lead.Lost():
 			return 0, errDeposed
 		default:
+		}
+	}
+	return rev, err
+}
+
+// errRemoved: the cluster that something is about is there no more.
+var errRemoved = errors.New("the cluster was removed from the server")
+
+// commit writes what belongs to the cluster, unless it was removed meanwhile:
+// nothing of it may come back then.
+func (f *follower) commit(ctx context.Context, t *store.Txn) (int64, error) {
+	key := state.ConfigKey(f.name)
+	rev, err := f.w.commit(ctx, t.Same(key, f.created))
+	if errors.Is(err, store.ErrConflict) {
+		it, gerr := f.w.Store.Get(ctx, key)
+		if errors.Is(gerr, store.ErrNotFound) || gerr == nil && it.Created != f.created {
+			return 0, errRemoved
 		}
 	}
 	return rev, err
