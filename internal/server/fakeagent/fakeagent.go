@@ -41,6 +41,7 @@ type Cluster struct {
 	away   map[model.HostID]bool
 	behind map[model.HostID]uint64 // versions of the cluster file that hosts have instead
 	stuck  bool
+	forgot int // how often a host forgot events
 }
 
 // New makes a cluster whose hosts have a cluster file in force.
@@ -296,7 +297,7 @@ func (a *Agent) Config(context.Context) ([]byte, error) {
 func (a *Agent) Follow(ctx context.Context, after string, own bool, gap func(), each func(*event.Event) error) error {
 	f, at := a.f, 0
 	f.mu.Lock()
-	found := after == ""
+	found, forgot := after == "", f.forgot
 	for i, e := range f.events[a.host] {
 		if e.ID == after {
 			found, at = true, i+1
@@ -308,11 +309,12 @@ func (a *Agent) Follow(ctx context.Context, after string, own bool, gap func(), 
 	}
 	for {
 		f.mu.Lock()
-		list, moved, down := f.events[a.host][at:], f.moved, f.down
-		f.mu.Unlock()
-		if down {
+		if f.down || f.forgot != forgot {
+			f.mu.Unlock()
 			return errDown
 		}
+		list, moved := f.events[a.host][at:], f.moved
+		f.mu.Unlock()
 		for _, e := range list {
 			at++
 			if own && e.By != a.host {

@@ -28,4 +28,6 @@ func (f *Cluster) Forget(host model.HostID, events int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.events[host] = f.events[host][min(events, len(f.events[host])):]
+	f.forgot++
+	f.wake()
 }
