@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/i18n"
@@ -227,7 +228,7 @@ func (a *app) applyFirst(c *cobra.Command, next *config.Cluster, dryRun bool, wh
 
 // confirm asks on the terminal and wants one of the answers.
 func (a *app) confirm(c *cobra.Command, question string, answers ...string) error {
-	if !isTerminal(a.in) {
+	if !screen.IsTerminal(a.in) {
 		return usage("give --yes to go on without a question", "there is no terminal to ask on")
 	}
 	i18n.Fprintf(c.ErrOrStderr(), "%s", question)

@@ -9,12 +9,13 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/server/api"
 )
 
 // newHAStatus is the agent status page.
 func newHAStatus(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "status", Short: "Show the agent status page (through a server)", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "status", Short: "Show the agent status page", Args: cobra.NoArgs}
 	out := outputFlag(cmd)
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
 		r, js, err := a.haPage(c, *out)
@@ -39,15 +40,31 @@ func newHAStatus(a *app) *cobra.Command {
 			return map[string]string{"green": green, "amber": yellow, "red": red, "grey": grey}[colours[row]]
 		}
 		t.write(w, painterFor(w))
+		if len(r.Agents) == 0 {
+			i18n.Fprintln(w, "no nodes registered")
+		}
 		return nil
 	}
 	return cmd
 }
 
+// haPage is the agent status page: of the server where one is asked, else of the
+// cluster file in force and of what the hosts report.
 func (a *app) haPage(c *cobra.Command, out string) (*hanokv1.GetHAStatusResponse, bool, error) {
 	js, err := asJSON(out)
 	if err != nil {
 		return nil, false, err
+	}
+	l, err := a.readLogin()
+	if err != nil {
+		return nil, false, err
+	}
+	if l == nil {
+		cluster, s, err := a.live(c.Context())
+		if err != nil {
+			return nil, false, err
+		}
+		return api.Page(cluster, api.AccountOf(cluster, s)), js, nil
 	}
 	s, err := a.api()
 	if err != nil {
@@ -61,45 +78,16 @@ func (a *app) haPage(c *cobra.Command, out string) (*hanokv1.GetHAStatusResponse
 	return r, js, err
 }
 
-// resourcePage is the resources and rules: of the server where one is asked, else
-// of the cluster file in force and of what the hosts report.
-func (a *app) resourcePage(c *cobra.Command, out string) ([]*hanokv1.Resource, []*hanokv1.Rule, bool, error) {
-	js, err := asJSON(out)
-	if err != nil {
-		return nil, nil, false, err
-	}
-	l, err := a.readLogin()
-	if err != nil {
-		return nil, nil, false, err
-	}
-	if l != nil {
-		r, _, err := a.haPage(c, out)
-		if err != nil {
-			return nil, nil, false, err
-		}
-		return r.Resources, slices.Concat(r.NodeRules, r.ResourceRules, r.HostRules), js, nil
-	}
-	cluster, s, err := a.live(c.Context())
-	if err != nil {
-		return nil, nil, false, err
-	}
-	var seen []*hanokv1.VM
-	for _, v := range s.VMs {
-		seen = append(seen, &hanokv1.VM{Cluster: cluster.Name, Name: v.Name, Id: string(v.ID), State: string(v.State), Reason: v.Reason, Host: string(v.Host),
-			Datastore: string(v.Datastore), Priority: string(v.Priority)})
-	}
-	return api.Resources(cluster.Name, cluster, seen), api.Rules(cluster.Name, cluster), js, nil
-}
-
 func newHAResources(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "resources", Short: "List the resources with their settings", Args: cobra.NoArgs,
 		Long: "List the resources: VMs with what is requested of them and how often they are\nrestarted and relocated. `hanok vm set` changes that."}
 	out := outputFlag(cmd)
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		list, _, js, err := a.resourcePage(c, *out)
+		r, js, err := a.haPage(c, *out)
 		if err != nil {
 			return err
 		}
+		list := r.Resources
 		w := c.OutOrStdout()
 		if js {
 			return writeMessages(w, list)
@@ -137,10 +125,11 @@ func newRuleList(a *app, use string) *cobra.Command {
 		Long: "List the rules, and for each that is not in force the older ones that it\ncontradicts. `hanok rule add`, `set` and `remove` change them."}
 	out := outputFlag(cmd)
 	cmd.RunE = func(c *cobra.Command, _ []string) error {
-		_, list, js, err := a.resourcePage(c, *out)
+		r, js, err := a.haPage(c, *out)
 		if err != nil {
 			return err
 		}
+		list := slices.Concat(r.NodeRules, r.ResourceRules, r.HostRules)
 		w := c.OutOrStdout()
 		if js {
 			return writeMessages(w, list)
@@ -152,7 +141,7 @@ func newRuleList(a *app, use string) *cobra.Command {
 				vms = append(vms, "group "+g)
 			}
 			for _, n := range x.Nodes {
-				nodes = append(nodes, fmt.Sprintf("%s:%d", n.Node, n.Weight))
+				nodes = append(nodes, fmt.Sprintf("%s:%d", n.Node, n.GetWeight()))
 			}
 			for _, g := range x.HostGroups {
 				nodes = append(nodes, "group "+g)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/guard/ipc"
@@ -132,7 +133,7 @@ The evidence is shown first, and the VM's name must be typed.`,
 		if !force {
 			return usage("hanok lock show "+args[0]+" shows what is known; hanok vm stop "+args[0]+" stops a VM", "a lock is released by its holder; breaking it needs --force")
 		}
-		if typed == "" && !isTerminal(a.in) {
+		if typed == "" && !screen.IsTerminal(a.in) {
 			return usage("give --confirm "+args[0], "there is no terminal to type the VM's name on")
 		}
 		return a.breakGlass(c, args[0], home, typed, why)

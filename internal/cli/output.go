@@ -3,20 +3,20 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
-	"hanok.dev/hanok/internal/i18n"
 	"io"
 	"os"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
+
+	"hanok.dev/hanok/internal/cli/screen"
+	"hanok.dev/hanok/internal/i18n"
 )
 
 // outputFlag adds -o to a command.
 func outputFlag(cmd *cobra.Command) *string {
 	o := cmd.Flags().StringP("output", "o", "table", "output: table or json")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	return o
 }
 
@@ -59,18 +59,8 @@ func (p painter) paint(colour, s string) string {
 	return colour + s + reset
 }
 
-// isTerminal reports whether w is a terminal.
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
-
 func painterFor(w io.Writer) painter {
-	return painter(isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
+	return painter(screen.IsTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
 }
 
 // table is rows of cells in columns as wide as needed.
@@ -91,7 +81,7 @@ func (t *table) write(w io.Writer, p painter) {
 	}
 	for _, row := range append([][]string{header}, rows...) {
 		for i, c := range row {
-			if n := columns(c); i < len(widths) && n > widths[i] {
+			if n := screen.Columns(c); i < len(widths) && n > widths[i] {
 				widths[i] = n
 			}
 		}
@@ -101,7 +91,7 @@ func (t *table) write(w io.Writer, p painter) {
 		for i, c := range row {
 			pad := ""
 			if i < len(row)-1 {
-				pad = strings.Repeat(" ", widths[i]-columns(c)+2)
+				pad = strings.Repeat(" ", widths[i]-screen.Columns(c)+2)
 			}
 			b.WriteString(paint(i, c) + pad)
 		}
@@ -127,17 +117,6 @@ func translated(row []string) []string {
 	return out
 }
 
-// columns is how wide a text is on a terminal: Hangul takes two columns.
-func columns(s string) int {
-	n := utf8.RuneCountInString(s)
-	for _, r := range s {
-		if r >= 0xac00 && r <= 0xd7a3 {
-			n++
-		}
-	}
-	return n
-}
-
 // progress writes what goes on while a command waits: each change once, to
 // standard error, so that output can be piped.
 type progress struct {
@@ -157,13 +136,6 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 // plural is "1 VM" or "3 VMs".

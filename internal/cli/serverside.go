@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/i18n"
@@ -113,7 +114,7 @@ func newClusterList(a *app) *cobra.Command {
 			if c.Drift != nil {
 				drift = c.Drift.Text
 			}
-			return []string{c.Name, dash(c.Primary), yesNo(c.Ha), fmt.Sprint(c.ObservedVersion), fmt.Sprint(c.DesiredVersion), fmt.Sprintf("%d of %d", c.HostsOk, c.Hosts),
+			return []string{c.Name, dash(c.Primary), screen.YesNo(c.Ha), fmt.Sprint(c.ObservedVersion), fmt.Sprint(c.DesiredVersion), fmt.Sprintf("%d of %d", c.HostsOk, c.Hosts),
 				fmt.Sprintf("%d of %d", c.VmsRunning, c.Vms), fmt.Sprint(c.VmsProtected), drift}
 		})
 }
@@ -127,7 +128,7 @@ func hostsOfServer(a *app) []*cobra.Command {
 				return r.GetHosts(), r.GetNextPageToken(), err
 			})
 		}, func(h *hanokv1.Host) []string {
-			return []string{h.Cluster, h.Name, dash(h.Role), h.State, yesNo(h.Armed), fmt.Sprint(h.Vms), fmt.Sprintf("%d of %d MiB", h.MemoryUsedMib, h.MemoryMib), fmt.Sprint(h.ConfigVersion), dash(h.Reason)}
+			return []string{h.Cluster, h.Name, dash(h.Role), h.State, screen.YesNo(h.Armed), fmt.Sprint(h.Vms), fmt.Sprintf("%d of %d MiB", h.MemoryUsedMib, h.MemoryMib), fmt.Sprint(h.ConfigVersion), dash(h.Reason)}
 		})
 	m := &cobra.Command{Use: "maintenance HOST on|off", Short: "Put a host into maintenance mode, or out of it (through a server)", Args: cobra.ExactArgs(2)}
 	var force bool

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 )
@@ -38,7 +39,7 @@ func newStatus(a *app) *cobra.Command {
 			if js {
 				return writeJSON(c.OutOrStdout(), s)
 			}
-			if watch && isTerminal(c.OutOrStdout()) {
+			if watch && screen.IsTerminal(c.OutOrStdout()) {
 				fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
 			}
 			printStatus(c.OutOrStdout(), s)
@@ -121,7 +122,7 @@ func hostTable(s *local.Status) *table {
 			if !live {
 				return "?"
 			}
-			return yesNo(b)
+			return screen.YesNo(b)
 		}
 		leases := "?"
 		if live {
@@ -208,7 +209,7 @@ func vmTable(s *local.Status) *table {
 		if v.RetryInSeconds > 0 {
 			reason += fmt.Sprintf(" (next attempt in %.0f s)", math.Ceil(v.RetryInSeconds))
 		}
-		t.add(v.Name, string(v.State), dash(string(v.Host)), yesNo(v.Protected), guest, dash(string(v.Datastore)), dash(reason))
+		t.add(v.Name, string(v.State), dash(string(v.Host)), screen.YesNo(v.Protected), guest, dash(string(v.Datastore)), dash(reason))
 	}
 	t.colour = func(_, col int, cell string) string {
 		switch {

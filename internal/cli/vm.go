@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/fdm"
 	"hanok.dev/hanok/internal/i18n"
@@ -116,7 +117,7 @@ func printVM(w io.Writer, v *local.VM) {
 	line("state", string(v.State))
 	line("host", string(v.Host))
 	line("datastore", string(v.Datastore))
-	line("protected", yesNo(v.Protected))
+	line("protected", screen.YesNo(v.Protected))
 	line("reason", v.Reason)
 	line("guest", map[bool]string{true: "alive"}[v.Alive])
 	line("priority", string(v.Priority))

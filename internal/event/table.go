@@ -1,6 +1,7 @@
 package event
 
 import (
+	"cmp"
 	"fmt"
 	"sort"
 	"strings"
@@ -80,7 +81,7 @@ func (t Timeline) Table() (header []string, rows [][]string) {
 	}
 	header = append(header, "TRIES", "OUTCOME")
 	for _, v := range t.VMs {
-		row := []string{v.VM, dash(string(v.From)), dash(string(v.To))}
+		row := []string{v.VM, cmp.Or(string(v.From), "-"), cmp.Or(string(v.To), "-")}
 		for _, p := range phases {
 			row = append(row, cell(p.kind, t.Steps, v.Steps))
 		}
@@ -130,11 +131,4 @@ func cell(kind Kind, lists ...[]Step) string {
 		}
 	}
 	return out
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }

@@ -199,6 +199,12 @@ func TestDriftIsVisible(t *testing.T) {
 // until looks again until it is so.
 func (r *rig) until(what string, ok func() bool) {
 	r.t.Helper()
+	r.untilElse(what, func() string { return "" }, ok)
+}
+
+// untilElse is until with more to say when it does not come.
+func (r *rig) untilElse(what string, more func() string, ok func() bool) {
+	r.t.Helper()
 	limit := time.After(20 * time.Second)
 	for {
 		moved := r.cache.Moved()
@@ -208,7 +214,7 @@ func (r *rig) until(what string, ok func() bool) {
 		select {
 		case <-moved:
 		case <-limit:
-			r.t.Fatalf("%s did not come", what)
+			r.t.Fatalf("%s did not come\n%s", what, more())
 		}
 	}
 }
@@ -256,7 +262,7 @@ func TestStatusAndPage(t *testing.T) {
 		t.Errorf("%v, %v", p, err)
 	}
 	rule, err := r.ha.PutRule(ctx, &hanokv1.PutRuleRequest{Cluster: "seoul", ExpectedVersion: 1, Rule: &hanokv1.Rule{Name: "near", Kind: "nodeAffinity", Resources: []string{"web"},
-		Nodes: []*hanokv1.NodeWeight{{Node: "host1", Weight: 0}, {Node: "host2", Weight: 5}}}})
+		Nodes: []*hanokv1.NodeWeight{{Node: "host1", Weight: proto.Int32(0)}, {Node: "host2", Weight: proto.Int32(5)}}}})
 	if err != nil || rule.Version != 2 {
 		t.Fatalf("%v, %v", rule, err)
 	}
@@ -266,7 +272,7 @@ func TestStatusAndPage(t *testing.T) {
 	}
 	r.ends(res.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
 	p, err = r.ha.GetHAStatus(ctx, &hanokv1.GetHAStatusRequest{Cluster: "seoul"})
-	if err != nil || len(p.NodeRules) != 1 || len(p.NodeRules[0].Nodes) != 2 || p.NodeRules[0].Nodes[1].Weight != 0 || p.Resources[1].GetMaxRestart() != 3 || p.Resources[1].Id != "vm:web" {
+	if err != nil || len(p.NodeRules) != 1 || len(p.NodeRules[0].Nodes) != 2 || p.NodeRules[0].Nodes[1].GetWeight() != 0 || p.Resources[1].GetMaxRestart() != 3 || p.Resources[1].Id != "vm:web" {
 		t.Errorf("%v, %v", p, err)
 	}
 	if _, err := r.ha.PutResource(ctx, &hanokv1.PutResourceRequest{Cluster: "seoul", ExpectedVersion: 3, Resource: &hanokv1.Resource{Name: "web", Type: "vm", Id: "vm:db"}}); connect.CodeOf(err) != connect.CodeInvalidArgument {

@@ -38,7 +38,7 @@ func TestForce(t *testing.T) {
 		}},
 		{"PutRule", func(force bool) (*hanokv1.Task, error) {
 			out, err := r.ha.PutRule(ctx, &hanokv1.PutRuleRequest{Cluster: "seoul", ExpectedVersion: version(), Force: force,
-				Rule: &hanokv1.Rule{Name: "near", Kind: "nodeAffinity", Resources: []string{"db"}, Nodes: []*hanokv1.NodeWeight{{Node: "host1", Weight: 1}}}})
+				Rule: &hanokv1.Rule{Name: "near", Kind: "nodeAffinity", Resources: []string{"db"}, Nodes: []*hanokv1.NodeWeight{{Node: "host1", Weight: proto.Int32(1)}}}})
 			return out.GetTask(), err
 		}},
 		{"RemoveRule", func(force bool) (*hanokv1.Task, error) {

@@ -104,7 +104,7 @@ var killWrites = []killWrite{
 			return c, nil
 		}, func() (uint64, *hanokv1.Task, error) {
 			out, err := v.ha.PutRule(ctx, &hanokv1.PutRuleRequest{Cluster: "seoul", ExpectedVersion: l.version, IdempotencyKey: key,
-				Rule: &hanokv1.Rule{Name: "r", Kind: "nodeAffinity", Resources: []string{"web"}, Nodes: []*hanokv1.NodeWeight{{Node: "host1", Weight: int32(weight)}}}})
+				Rule: &hanokv1.Rule{Name: "r", Kind: "nodeAffinity", Resources: []string{"web"}, Nodes: []*hanokv1.NodeWeight{{Node: "host1", Weight: proto.Int32(int32(weight))}}}})
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},

@@ -96,6 +96,7 @@ type Server struct {
 	metricsAddr net.Addr
 	// fingerprint is what callers at addr know the server by.
 	fingerprint string
+	ca          string // in PEM, of the address; empty with a certificate given as files
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup

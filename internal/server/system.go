@@ -24,7 +24,7 @@ func (x *system) GetServer(ctx context.Context, _ *hanokv1.GetServerRequest) (*h
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
 	return &hanokv1.GetServerResponse{Version: version.Version, Name: x.s.cfg.Name, Leader: leader, EmbeddedStore: x.s.store.Embedded(), Revision: rev,
-		Address: x.s.Address(), Fingerprint: x.s.fingerprint}, nil
+		Address: x.s.Address(), Fingerprint: x.s.fingerprint, Ca: x.s.ca}, nil
 }
 
 func (x *system) Backup(ctx context.Context, _ *hanokv1.BackupRequest, out *connect.ServerStream[hanokv1.BackupResponse]) error {

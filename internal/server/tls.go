@@ -92,7 +92,7 @@ func (s *Server) tlsConfig(ctx context.Context) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.fingerprint = pki.Fingerprint(a.Cert)
+	s.fingerprint, s.ca = pki.Fingerprint(a.Cert), string(pki.EncodeCerts(a.Cert))
 	o := &ownCert{authority: a, names: s.cfg.TLS.Names, listen: s.addr}
 	if _, err := o.get(nil); err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"io"
 	"text/tabwriter"
 
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/datastore"
 	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
@@ -26,7 +27,7 @@ func printReport(w io.Writer, r datastore.Report) error {
 	if len(r.Slots) > 0 {
 		i18n.Fprintf(t, "\nSLOT\tHOST\tHEARTBEAT\tARMED\tBOOT\n")
 		for _, s := range r.Slots {
-			i18n.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", s.Index, s.Host, heartbeat(s), yesNo(s.Armed), s.Boot)
+			i18n.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", s.Index, s.Host, heartbeat(s), screen.YesNo(s.Armed), s.Boot)
 		}
 	}
 	if len(r.Locks) > 0 {
@@ -51,13 +52,6 @@ func heartbeat(s datastore.SlotInfo) string {
 		return string(s.Damage)
 	}
 	return fmt.Sprint(s.Sequence)
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 func lockLine(l datastore.LockInfo) string {

@@ -12,9 +12,9 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"hanok.dev/hanok/internal/agent/local"
+	"hanok.dev/hanok/internal/cli/screen"
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
@@ -193,13 +193,13 @@ type progress struct {
 }
 
 func (p *progress) step() {
-	if p.n++; p.of > 1 && isTerminal(p.w) {
+	if p.n++; p.of > 1 && screen.IsTerminal(p.w) {
 		i18n.Fprintf(p.w, "\r\033[Krehearsing: %d of %d", p.n, p.of)
 	}
 }
 
 func (p *progress) end() {
-	if p.of > 1 && isTerminal(p.w) {
+	if p.of > 1 && screen.IsTerminal(p.w) {
 		fmt.Fprint(p.w, "\r\033[K")
 	}
 }
@@ -210,15 +210,6 @@ func hostIDs(list []string) []model.HostID {
 		out = append(out, model.HostID(h))
 	}
 	return out
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 func printRehearsals(w io.Writer, absent []model.HostID, all []sim.Rehearsal) error {

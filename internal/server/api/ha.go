@@ -4,8 +4,9 @@ import (
 	"context"
 	"slices"
 	"sort"
-	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
@@ -38,113 +39,6 @@ func problems(r *hanokv1.GetStatusResponse) []*hanokv1.Problem {
 	return out
 }
 
-// HA is HAService.
-type HA struct{ *API }
-
-// GetHAStatus implements the service.
-func (a HA) GetHAStatus(_ context.Context, r *hanokv1.GetHAStatusRequest) (*hanokv1.GetHAStatusResponse, error) {
-	w := a.cache.Wanted(r.Cluster)
-	if w == nil {
-		return nil, a.noCluster(r.Cluster)
-	}
-	out := &hanokv1.GetHAStatusResponse{Version: w.Cluster.Version, ResumeToken: a.now()}
-	c := a.cluster(r.Cluster)
-	out.Control = control(c, a.cache.Datastores(r.Cluster))
-	for _, h := range a.cache.Hosts(r.Cluster) {
-		out.Agents = append(out.Agents, agentRow(c, h))
-	}
-	out.Resources = a.resources(r.Cluster, w.Cluster)
-	for _, x := range Rules(r.Cluster, w.Cluster) {
-		switch x.Kind {
-		case config.RuleNodeAffinity:
-			out.NodeRules = append(out.NodeRules, x)
-		case config.RuleResourceAffinity:
-			out.ResourceRules = append(out.ResourceRules, x)
-		default:
-			out.HostRules = append(out.HostRules, x)
-		}
-	}
-	return out, nil
-}
-
-// The words and colours of the agent status page.
-const (
-	green = "green"
-	amber = "amber"
-	red   = "red"
-	grey  = "grey"
-)
-
-// control is the row of the primary: can HA act?
-func control(c *hanokv1.Cluster, stores []*hanokv1.Datastore) *hanokv1.ControlRow {
-	out := &hanokv1.ControlRow{Node: c.Primary, Role: "CRM (master node)", Service: "Control"}
-	with, owned := 0, 0
-	var missing []string
-	for _, d := range stores {
-		if d.Vms == 0 && d.Owner == "" {
-			continue
-		}
-		with++
-		if d.Owner == c.Primary && c.Primary != "" {
-			owned++
-		} else {
-			missing = append(missing, d.Name)
-		}
-	}
-	switch {
-	case c.Unreachable != "":
-		out.State, out.Colour, out.Reason = "No Quorum", red, c.Unreachable
-	case c.Primary == "":
-		out.State, out.Colour, out.Reason = "No Quorum", red, "there is no primary: HA cannot act"
-	case !c.Ha:
-		out.State, out.Colour, out.Reason = "partial", amber, "HA is off"
-	case owned == with:
-		out.State, out.Colour = "quorum OK", green
-	case owned > 0:
-		out.State, out.Colour, out.Reason = "partial", amber, "the primary does not own the protected list of "+strings.Join(missing, ", ")
-	default:
-		out.State, out.Colour, out.Reason = "No Quorum", red, "the primary owns no protected list: HA cannot act"
-	}
-	return out
-}
-
-// agentRow is one node's row.
-func agentRow(c *hanokv1.Cluster, h *hanokv1.Host) *hanokv1.AgentRow {
-	out := &hanokv1.AgentRow{Node: h.Name, Role: "LRM", Service: "active", Reason: h.Reason}
-	if h.Maintenance {
-		out.Service = "maintenance"
-	}
-	set := func(state, name, colour string) { out.State, out.Name, out.Colour = state, name, colour }
-	lost := !h.Guard
-	for _, l := range h.Leases {
-		lost = lost || !l.Ok
-	}
-	switch model.HostState(h.State) {
-	case model.HostPrimary, model.HostConnected, model.HostMaintenance:
-		switch {
-		case lost:
-			set("lost_agent_lock", "lost lock", red)
-			if out.Reason == "" {
-				out.Reason = "its guard has no lease on every datastore"
-			}
-		case h.Vms > 0 && c.Ha:
-			set("active", "active", green)
-		default:
-			set("wait_for_agent_lock", "idle", grey)
-		}
-	case model.HostUninitialized, model.HostElection, model.HostStandby:
-		set("wait_for_agent_lock", "idle", grey)
-	case model.HostFailed, model.HostPartitioned, model.HostIsolated:
-		set("lost_agent_lock", "lost lock", red)
-	default:
-		set("error", "error", red)
-	}
-	if !c.Ha {
-		out.Service = "HA off"
-	}
-	return out
-}
-
 // Rules are the rules of a cluster file with their conflicts, oldest first.
 func Rules(cluster string, c *config.Cluster) []*hanokv1.Rule {
 	report := snapshot.Check(c, rules.Options{})
@@ -158,11 +52,11 @@ func Rules(cluster string, c *config.Cluster) []*hanokv1.Rule {
 		x := &hanokv1.Rule{Cluster: cluster, Name: r.Name, Kind: r.Kind, Resources: r.VMs, VmGroups: r.VMGroups, Strict: r.Strict, Policy: r.Policy,
 			Scope: r.Scope, Preferred: r.Preferred, HostGroups: r.HostGroups, Must: r.Must, Avoid: r.Avoid, Conflicts: byRule[r.Name]}
 		for h, weight := range r.Hosts {
-			x.Nodes = append(x.Nodes, &hanokv1.NodeWeight{Node: string(h), Weight: int32(weight)})
+			x.Nodes = append(x.Nodes, &hanokv1.NodeWeight{Node: string(h), Weight: proto.Int32(int32(weight))})
 		}
 		sort.Slice(x.Nodes, func(i, j int) bool {
-			if x.Nodes[i].Weight != x.Nodes[j].Weight {
-				return x.Nodes[i].Weight > x.Nodes[j].Weight
+			if a, b := x.Nodes[i].GetWeight(), x.Nodes[j].GetWeight(); a != b {
+				return a > b
 			}
 			return x.Nodes[i].Node < x.Nodes[j].Node
 		})
@@ -208,7 +102,7 @@ func (a HA) PutRule(ctx context.Context, r *hanokv1.PutRuleRequest) (*hanokv1.Pu
 				if o.Hosts == nil {
 					o.Hosts = map[model.HostID]int{}
 				}
-				o.Hosts[model.HostID(n.Node)] = int(n.Weight)
+				o.Hosts[model.HostID(n.Node)] = int(n.GetWeight())
 			}
 			c.Rules[i] = o
 			return c, nil

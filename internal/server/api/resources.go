@@ -14,16 +14,6 @@ import (
 	"hanok.dev/hanok/internal/store"
 )
 
-// resources are the VMs of the file and those that hosts report, by name.
-func (a *API) resources(cluster string, c *config.Cluster) []*hanokv1.Resource {
-	var seen []*hanokv1.VM
-	a.cache.VMs(cluster, "", func(v *hanokv1.VM) bool {
-		seen = append(seen, v)
-		return true
-	})
-	return Resources(cluster, c, seen)
-}
-
 // Resources are the VMs of a cluster file and those that its hosts report, by
 // name.
 func Resources(cluster string, c *config.Cluster, seen []*hanokv1.VM) []*hanokv1.Resource {
@@ -62,7 +52,7 @@ func (a HA) ListResources(_ context.Context, r *hanokv1.ListResourcesRequest) (*
 		return nil, a.noCluster(r.Cluster)
 	}
 	out := &hanokv1.ListResourcesResponse{Version: w.Cluster.Version}
-	out.Resources, out.NextPageToken = cut(p, a.resources(r.Cluster, w.Cluster), func(x *hanokv1.Resource) string { return x.Name })
+	out.Resources, out.NextPageToken = cut(p, Resources(r.Cluster, w.Cluster, a.vms(r.Cluster)), func(x *hanokv1.Resource) string { return x.Name })
 	return out, nil
 }
 

@@ -35,6 +35,7 @@ type Cluster struct {
 	count   int
 	refuse  func(file *config.Cluster, asked bool) string // why a file is refused
 	forced  []string
+	reports func(*local.Status)
 	// Orders are the power orders carried out, as "start web".
 	orders []string
 	trust  map[model.HostID]*pki.Keeper
@@ -112,6 +113,13 @@ func (f *Cluster) SetRefuse(refuse func(file *config.Cluster, asked bool) string
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.refuse = refuse
+}
+
+// SetReports changes what the agents report, beside what they have.
+func (f *Cluster) SetReports(change func(*local.Status)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reports = change
 }
 
 // Forced are those who overruled a refusal, in order.
@@ -218,6 +226,9 @@ func (a *Agent) Status(context.Context) (*local.Status, error) {
 	}
 	for _, d := range c.Datastores {
 		s.Datastores = append(s.Datastores, local.Datastore{Name: d.Name, Owner: f.primary, Term: 1, VMs: len(f.vms)})
+	}
+	if f.reports != nil {
+		f.reports(s)
 	}
 	return s, nil
 }

@@ -2634,9 +2634,10 @@ func (x *Rule) GetAvoid() bool {
 }
 
 type NodeWeight struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Weight        int32                  `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Left out: 0.
+	Weight        *int32 `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2679,8 +2680,8 @@ func (x *NodeWeight) GetNode() string {
 }
 
 func (x *NodeWeight) GetWeight() int32 {
-	if x != nil {
-		return x.Weight
+	if x != nil && x.Weight != nil {
+		return *x.Weight
 	}
 	return 0
 }
@@ -3664,8 +3665,10 @@ type GetServerResponse struct {
 	Revision      int64  `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Where it listens for everybody, and the fingerprint of the certificate that
 	// it is known by there; empty without such an address.
-	Address       string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	Fingerprint   string `protobuf:"bytes,7,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Address     string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Fingerprint string `protobuf:"bytes,7,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// That certificate in PEM, where it is the server's own authority.
+	Ca            string `protobuf:"bytes,8,opt,name=ca,proto3" json:"ca,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3745,6 +3748,13 @@ func (x *GetServerResponse) GetAddress() string {
 func (x *GetServerResponse) GetFingerprint() string {
 	if x != nil {
 		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *GetServerResponse) GetCa() string {
+	if x != nil {
+		return x.Ca
 	}
 	return ""
 }
@@ -4054,11 +4064,12 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\tvm_groups\x18\v \x03(\tR\bvmGroups\x12\x14\n" +
 	"\x05scope\x18\f \x01(\tR\x05scope\x12\x1c\n" +
 	"\tpreferred\x18\r \x01(\bR\tpreferred\x12\x14\n" +
-	"\x05avoid\x18\x0e \x01(\bR\x05avoid\"8\n" +
+	"\x05avoid\x18\x0e \x01(\bR\x05avoid\"H\n" +
 	"\n" +
 	"NodeWeight\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
-	"\x06weight\x18\x02 \x01(\x05R\x06weight\".\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
+	"\x06weight\x18\x02 \x01(\x05H\x00R\x06weight\x88\x01\x01B\t\n" +
+	"\a_weight\".\n" +
 	"\x12GetHAStatusRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\"\xf5\x02\n" +
 	"\x13GetHAStatusResponse\x12.\n" +
@@ -4129,7 +4140,7 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x12RemoveRuleResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\"\n" +
 	"\x04task\x18\x02 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\x12\n" +
-	"\x10GetServerRequest\"\xd8\x01\n" +
+	"\x10GetServerRequest\"\xe8\x01\n" +
 	"\x11GetServerResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4137,7 +4148,8 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x0eembedded_store\x18\x04 \x01(\bR\rembeddedStore\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x03R\brevision\x12\x18\n" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x12 \n" +
-	"\vfingerprint\x18\a \x01(\tR\vfingerprint\"\x0f\n" +
+	"\vfingerprint\x18\a \x01(\tR\vfingerprint\x12\x0e\n" +
+	"\x02ca\x18\b \x01(\tR\x02ca\"\x0f\n" +
 	"\rBackupRequest\"&\n" +
 	"\x0eBackupResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk2\xc8\x02\n" +
@@ -4346,6 +4358,7 @@ func file_hanok_v1_operations_proto_init() {
 	file_hanok_v1_operations_proto_msgTypes[22].OneofWrappers = []any{}
 	file_hanok_v1_operations_proto_msgTypes[27].OneofWrappers = []any{}
 	file_hanok_v1_operations_proto_msgTypes[33].OneofWrappers = []any{}
+	file_hanok_v1_operations_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
