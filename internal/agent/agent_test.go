@@ -78,7 +78,7 @@ func TestHungDatastoreStallsNobody(t *testing.T) {
 		ops++
 		r.core.do(fdm.ReadSlots{Op: ops, Datastore: "ds1"})
 	}
-	r.core.do(fdm.ReadSlots{Op: 1000, Datastore: "ds2"}, fdm.SendHeartbeat{To: "host2", Network: "mgmt"})
+	r.core.do(fdm.ReadSlots{Op: 1000, Datastore: "ds2"}, &fdm.SendHeartbeat{To: "host2", Network: "mgmt"})
 	begin := time.Now()
 	<-r.net.beats
 	answers := map[fdm.OpID]int{}
@@ -184,7 +184,7 @@ func TestSlowLibvirtDelaysNobody(t *testing.T) {
 	for op := range 2 * maxOperations {
 		r.core.do(fdm.Hypervise{Op: fdm.OpID(op + 1), Call: fdm.CallResume, VM: vmA})
 	}
-	r.core.do(fdm.SendHeartbeat{To: "host2", Network: "mgmt"})
+	r.core.do(&fdm.SendHeartbeat{To: "host2", Network: "mgmt"})
 	if got := <-r.net.beats; got != "host2/mgmt" {
 		t.Errorf("heartbeat to %s", got)
 	}
@@ -437,7 +437,7 @@ func TestEventsAreKeptSharedAndServed(t *testing.T) {
 	r.started()
 	r.net.recv.Link("host2", true, "")
 	await[fdm.LinkChanged](t, r.core, nil)
-	r.core.do(fdm.SendHeartbeat{To: "host2", Network: "mgmt", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary, Primary: "host2"}},
+	r.core.do(&fdm.SendHeartbeat{To: "host2", Network: "mgmt", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary, Primary: "host2"}},
 		fdm.Emit{Event: event.Event{Kind: event.Verdict, Failover: "f1", Text: "mine"}})
 	m := <-r.net.messages
 	var msg fdm.Message

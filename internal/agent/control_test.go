@@ -76,8 +76,8 @@ func newQuietRig(t *testing.T, p *peers) *remoteRig {
 func TestHeartbeatsGoQuietlyWhileHAIsOff(t *testing.T) {
 	p := &peers{version: 2}
 	r := newQuietRig(t, p)
-	r.core.do(fdm.SendHeartbeat{To: "host2", Network: "mgmt", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary, ConfigVersion: 3}},
-		fdm.SendHeartbeat{To: "host2", Network: "hb2", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary, ConfigVersion: 3}})
+	r.core.do(&fdm.SendHeartbeat{To: "host2", Network: "mgmt", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary, ConfigVersion: 3}},
+		&fdm.SendHeartbeat{To: "host2", Network: "hb2", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary, ConfigVersion: 3}})
 	if w := p.await(t); w.to != "host2" || w.word.Beat == nil || w.word.Beat.ConfigVersion != 3 || w.word.Network != "mgmt" {
 		t.Errorf("the first word is %+v, want the heartbeat", w)
 	}
@@ -95,7 +95,7 @@ func TestHeartbeatsGoQuietlyWhileHAIsOff(t *testing.T) {
 	p.mu.Lock()
 	p.off = true
 	p.mu.Unlock()
-	r.core.do(fdm.SendHeartbeat{To: "host2", Network: "mgmt", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary}})
+	r.core.do(&fdm.SendHeartbeat{To: "host2", Network: "mgmt", Beat: fdm.Heartbeat{Kind: fdm.BeatSecondary}})
 	for end := time.Now().Add(10 * time.Second); r.agent.count.all()["control-failed"] == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("a word that could not be given is not counted")

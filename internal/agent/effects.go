@@ -21,9 +21,9 @@ const KindHung = "hung"
 // carryOut begins an effect. It returns the events that answer it at once.
 func (a *Agent) carryOut(ctx context.Context, now time.Duration, e fdm.Effect) []fdm.Event {
 	switch e := e.(type) {
-	case fdm.SendHeartbeat:
+	case *fdm.SendHeartbeat: // read now and not kept
 		a.share.follow(e.Beat)
-		a.sendBeat(e)
+		a.sendBeat(*e)
 	case fdm.SendMessage:
 		a.sendMessage(e.To, e.Message)
 	case fdm.ReadSlots:

@@ -130,7 +130,7 @@ func (m *Machine) sendBeats() {
 			m.reportDue = true
 			return
 		}
-		m.do(SendHeartbeat{To: h.name, Network: m.conf.HeartbeatNetworks[m.network], Beat: m.beat(h, BeatSecondary)})
+		m.sendBeat(SendHeartbeat{To: h.name, Network: m.conf.HeartbeatNetworks[m.network], Beat: m.beat(h, BeatSecondary)})
 	case roleNone:
 		// With HA off hosts still tell each other that they live and which
 		// cluster file they keep, rarely: every host to every other.
@@ -169,8 +169,15 @@ func (m *Machine) beatTo(h *member, k BeatKind) {
 		b.Watch = h.watcher
 	}
 	for _, n := range m.conf.HeartbeatNetworks {
-		m.do(SendHeartbeat{To: h.name, Network: n, Beat: b})
+		m.sendBeat(SendHeartbeat{To: h.name, Network: n, Beat: b})
 	}
+}
+
+// sendBeat orders a heartbeat. There are more of them than of all else, so that
+// they lie side by side, in a slice that the next Step uses again.
+func (m *Machine) sendBeat(e SendHeartbeat) {
+	m.beats = append(m.beats, e)
+	m.do(&m.beats[len(m.beats)-1])
 }
 
 // chooseWatchers picks the next two ranks, which read all slots all the time.

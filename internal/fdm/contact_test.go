@@ -51,7 +51,7 @@ func TestContactIsConfirmed(t *testing.T) {
 			b.step(HeartbeatReceived{From: "a", Network: "n1", Beat: c.beat})
 			b.out = nil
 			b.m.beatGuard()
-			b.out = b.m.out
+			b.out = byValue(b.m.out)
 			got := lastContact(b)
 			if got.Contact != (c.want >= 0) || got.Contact && got.ContactAge != c.want {
 				t.Errorf("contact %v %v ago, want %v", got.Contact, got.ContactAge, c.want)
@@ -121,7 +121,7 @@ func TestVouching(t *testing.T) {
 	}
 	b.m.out = nil
 	b.m.beatGuard()
-	b.out = b.m.out
+	b.out = byValue(b.m.out)
 	if got := lastContact(b); !got.Contact || got.ContactAge != b.now-asked {
 		t.Errorf("own contact %+v", got)
 	}

@@ -12,7 +12,8 @@ import (
 // Effect is an output of the machine.
 type Effect interface{ isEffect() }
 
-// SendHeartbeat sends a datagram to a member over one network. It may be lost.
+// SendHeartbeat sends a datagram to a member over one network. It may be lost. The
+// machine gives it as a pointer that is valid until the next Step.
 type SendHeartbeat struct {
 	To      model.HostID
 	Network string

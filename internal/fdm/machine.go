@@ -18,6 +18,7 @@ type Machine struct {
 	cfg    Config
 	now    time.Duration
 	out    []Effect
+	beats  []SendHeartbeat // of out
 	timers timerHeap
 	seq    uint64
 	opSeq  OpID
@@ -183,7 +184,7 @@ func New(cfg Config) *Machine {
 // order; the result is valid until the next call. Time never runs backwards: an earlier now counts as the last one.
 func (m *Machine) Step(now time.Duration, ev Event) []Effect {
 	clear(m.out)
-	m.out = m.out[:0]
+	m.out, m.beats = m.out[:0], m.beats[:0]
 	if now > m.now {
 		gap := now - m.now
 		m.now = now

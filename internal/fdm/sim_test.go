@@ -291,7 +291,7 @@ func (n *node) later(d time.Duration, f func() Event) {
 
 func (n *node) carry(effects []Effect) {
 	w := n.w
-	for _, e := range effects {
+	for _, e := range byValue(effects) {
 		switch e := e.(type) {
 		case SendHeartbeat:
 			o := w.nodes[e.To]

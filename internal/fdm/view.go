@@ -22,13 +22,14 @@ func (m *Machine) View(now time.Duration) ClusterView {
 	return m.loneView(now)
 }
 
-// VM shows one VM of a list that this primary owns; false if there is none.
-func (m *Machine) VM(id model.VMID, now time.Duration) (VMView, bool) {
+// VM shows one VM of a list that this primary owns, without when and in which
+// order it is restarted; false if there is none.
+func (m *Machine) VM(id model.VMID) (VMView, bool) {
 	v := m.vms[id]
 	if m.role != rolePrimary || v == nil {
 		return VMView{}, false
 	}
-	return m.vmView(v, now), true
+	return m.vmBrief(v), true
 }
 
 // Role is what this host is now.
@@ -230,6 +231,19 @@ func (x *HostView) fill(r *Report) {
 }
 
 func (m *Machine) vmView(v *vm, now time.Duration) VMView {
+	x := m.vmBrief(v)
+	x.WaitsFor, x.Origin = m.setOf(v).DependsOn, v.p.Origin
+	if m.recovering[v.p.ID] != nil {
+		x.Order, x.Ready = v.turn, m.readyText(v)
+	}
+	if d := v.p.Down; d != nil {
+		x.Attempts = d.Attempts
+		x.RetryIn = max(0, v.nextTry-now)
+	}
+	return x
+}
+
+func (m *Machine) vmBrief(v *vm) VMView {
 	x := VMView{ID: v.p.ID, Name: v.p.Name, Home: v.st.name, Host: v.p.Host, Epoch: v.p.LastEpoch, Priority: m.priority(v)}
 	x.State, x.Reason = m.vmState(v)
 	ok, lacks := m.protected(v)
@@ -241,14 +255,6 @@ func (m *Machine) vmView(v *vm, now time.Duration) VMView {
 		x.Epoch, x.Alive = v.local.Epoch, v.local.Alive
 	} else if v.order != nil {
 		x.Host = v.order.host.name
-	}
-	x.WaitsFor, x.Origin = m.setOf(v).DependsOn, v.p.Origin
-	if m.recovering[v.p.ID] != nil {
-		x.Order, x.Ready = v.turn, m.readyText(v)
-	}
-	if d := v.p.Down; d != nil {
-		x.Attempts = d.Attempts
-		x.RetryIn = max(0, v.nextTry-now)
 	}
 	return x
 }

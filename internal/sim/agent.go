@@ -202,12 +202,24 @@ func (a *agentd) step(ev fdm.Event) {
 		}
 		if !a.runs() || a.life != life {
 			if a.life == life {
-				a.orders = append(a.orders, effects[i:]...)
+				a.orders = append(a.orders, kept(effects[i:])...)
 			}
 			return
 		}
 		a.carryOut(e)
 	}
+}
+
+// kept are effects that are carried out after the machine's next step.
+func kept(effects []fdm.Effect) []fdm.Effect {
+	out := slices.Clone(effects)
+	for i, e := range out {
+		if b, ok := e.(*fdm.SendHeartbeat); ok {
+			c := *b
+			out[i] = &c
+		}
+	}
+	return out
 }
 
 func (a *agentd) plan() {
@@ -281,8 +293,8 @@ func (a *agentd) carryOut(e fdm.Effect) {
 		}
 	}
 	switch e := e.(type) {
-	case fdm.SendHeartbeat:
-		s.sendBeat(h, &e)
+	case *fdm.SendHeartbeat:
+		s.sendBeat(h, e)
 	case fdm.SendMessage:
 		s.sendMessage(h, &e)
 	case fdm.AskGuard:

@@ -375,7 +375,7 @@ func (c *checker) watch() {
 			t.possible, t.silent = 0, 0 // watchLeader judges
 			continue
 		}
-		x, ok := leader.agent.m.VM(g.id, leader.clock())
+		x, ok := leader.agent.m.VM(g.id)
 		if !ok {
 			// Nobody acts for its datastore, which states its own reason.
 			x = fdm.VMView{State: model.VMRecovery, Reason: "nobody acts for " + string(g.home.name)}

@@ -383,12 +383,14 @@ func (g *guard) living() func() bool {
 	return func() bool { return g.life == life }
 }
 
+// answers are the events that answer storage calls.
+var answers = [...]lease.EventKind{lease.EffReadSlot: lease.EvSlotRead, lease.EffListLock: lease.EvLockListed,
+	lease.EffLinkLock: lease.EvLockLinked, lease.EffCreateLock: lease.EvLockCreated}
+
 // storage makes a call about a lock or another host's slot.
 func (g *guard) storage(e lease.Effect) {
 	h := g.h
-	kinds := map[lease.EffectKind]lease.EventKind{lease.EffReadSlot: lease.EvSlotRead, lease.EffListLock: lease.EvLockListed,
-		lease.EffLinkLock: lease.EvLockLinked, lease.EffCreateLock: lease.EvLockCreated}
-	ev := lease.Event{Kind: kinds[e.Kind], Op: e.Op}
+	ev := lease.Event{Kind: answers[e.Kind], Op: e.Op}
 	p := h.pathTo(e.Datastore)
 	if p == nil {
 		ev.Fault = faultOf("invalid", "this host has no such datastore")

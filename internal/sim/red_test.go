@@ -119,7 +119,7 @@ var offs = map[string]func() Tamper{
 	},
 	"second-network": func() Tamper {
 		return Tamper{Agent: func(_ model.HostID, e fdm.Effect) fdm.Effect {
-			if b, ok := e.(fdm.SendHeartbeat); ok && b.Network != "mgmt" {
+			if b, ok := e.(*fdm.SendHeartbeat); ok && b.Network != "mgmt" {
 				return nil
 			}
 			return e
