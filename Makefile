@@ -42,6 +42,7 @@ test-lab: build ## end-to-end tests on real hosts and VMs, in real time
 	$(GO) test -count=1 -timeout 25m -v ./test/lab
 
 test-long: deps build ## what takes longer: flapping networks, repeated power loss, upgrades, soak
+	@scripts/install-deps.sh systemd
 	$(GO) test -count=1 -timeout 60m -v ./test/long
 	HANOK_KILLS=1000 HANOK_KILL_LANES=3 $(GO) test -count=1 -timeout 120m -parallel 3 -v -run TestKilledAtFailpoints ./internal/server
 	$(GO) run ./test/bench/soak

@@ -5,7 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
+
+// packagesTimeout is how long a host's systemd may take to its default target,
+// and dpkg after that.
+const packagesTimeout = 60 * time.Second
 
 // installPackages installs the Packages in every host, before its daemons may
 // start.
@@ -14,6 +19,11 @@ func (u *up) installPackages(ctx context.Context) error {
 		return nil
 	}
 	err := u.eachHost(func(name string) error {
+		ctx, cancel := context.WithTimeout(ctx, packagesTimeout)
+		defer cancel()
+		if err := u.client.retry(ctx, name, "systemctl", "is-active", "-q", "multi-user.target"); err != nil {
+			return fmt.Errorf("systemd of host %s: %w", name, err)
+		}
 		// The host's /etc says what it is made of; its database is empty.
 		if _, err := u.client.Exec(ctx, name, "sh", "-c", "mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /var/lib/dpkg/triggers && touch /var/lib/dpkg/status"); err != nil {
 			return err

@@ -52,7 +52,8 @@ type Options struct {
 	// running one.
 	Binary string
 	// Packages are deb files that are installed in every host in place of
-	// Binary's directory; each host gets a /usr of its own for them.
+	// Binary's directory. Such hosts have a /usr of their own, and this machine's
+	// systemd as PID 1.
 	Packages []string
 	// Progress is called with one line for each step. May be nil.
 	Progress func(string)
@@ -259,6 +260,9 @@ func (u *up) installHost(h config.Host, file []byte, neighbours map[string]netip
 	}
 	err := host.Provision(etc, u.layout.HostVar(string(h.Name)), host.Identity{Name: string(h.Name),
 		UUID: uuid.NewString(), MachineID: hex.EncodeToString(machine), Neighbours: neighbours})
+	if err == nil && len(u.Packages) > 0 {
+		err = host.ProvisionSystemd(etc)
+	}
 	if err != nil || u.Bare {
 		return err
 	}
@@ -351,7 +355,11 @@ func (u *up) startDaemons(ctx context.Context) error {
 			return err
 		}
 		err := u.eachHost(func(name string) error {
-			return os.Remove(filepath.Join(u.layout.HostEtc(name), strings.TrimPrefix(layout.HoldFile, "/etc/")))
+			if err := os.Remove(filepath.Join(u.layout.HostEtc(name), strings.TrimPrefix(layout.HoldFile, "/etc/"))); err != nil || len(u.Packages) == 0 {
+				return err
+			}
+			_, err := u.client.Exec(ctx, name, "systemctl", "start", "hanok-guard", "libvirtd", "hanok-agent", "hanok-host-shutdown")
+			return err
 		})
 		if err != nil {
 			return err

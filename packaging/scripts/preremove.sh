@@ -24,6 +24,10 @@ if running; then
 	}
 fi
 rm -f /etc/libvirt/hooks/qemu.d/50-hanok
+if command -v systemctl >/dev/null && [ ! -d /run/systemd/system ]; then
+	systemctl disable -q hanok-host-shutdown hanok-agent hanok-guard || true
+fi
+rm -f /var/lib/hanok/.units-enabled
 if [ -d /run/systemd/system ]; then
 	for s in libvirtd virtqemud; do
 		systemctl is-active -q "$s" && systemctl kill --kill-who=main -s HUP "$s" || true

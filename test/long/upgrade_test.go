@@ -212,7 +212,7 @@ func (u *upgrade) remove(host string) {
 	_, err = u.d.Exec(u.ctx, host, "dpkg", "--remove", "hanok")
 	u.must(err)
 	_, err = u.d.Exec(u.ctx, host, "sh", "-ec", `
-		! pgrep -f 'hanok-guard run|hanok agent'
+		if pgrep -x 'hanok|hanok-guard'; then exit 1; fi
 		[ ! -e /etc/libvirt/hooks/qemu.d/50-hanok ]
 		[ ! -e /usr/bin/hanok ] && [ ! -e /usr/bin/hanok-guard ]
 		[ -e /etc/hanok/cluster.yaml ] && [ -e /etc/hanok/pki/host.key ]`)
@@ -244,8 +244,7 @@ func (u *upgrade) remove(host string) {
 // A cluster of the version before is upgraded host by host, the server first,
 // while its VMs run. Both versions work together for a while, failovers
 // included. At last the package is removed from a host, and its VMs run on.
-// The packages' scripts, dpkg and the daemons are the real ones; systemctl is the
-// lab's stand-in.
+// Hosts have systemd as PID 1, and dpkg installs.
 func TestUpgradeFromThePreviousPackage(t *testing.T) {
 	before, after := previous(t), current(t)
 	u := &upgrade{t: t, old: map[string]bool{}}

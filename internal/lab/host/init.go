@@ -69,16 +69,17 @@ func Init() error {
 	if err := os.MkdirAll(logDir, 0o755); err != nil {
 		return report(err)
 	}
-	bin := layout.HostBin
-	if spec.Usr != "" {
-		bin = layout.PackageBin
+	if spec.packaged() {
+		if err := becomeSystemd(func() error { _, err := status.WriteString(ready + "\n"); return err }); err != nil {
+			return report(err)
+		}
 	}
-	os.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	os.Setenv("PATH", layout.HostBin+":"+os.Getenv("PATH"))
 	if _, err := status.WriteString(ready + "\n"); err != nil {
 		return err
 	}
 	status.Close()
-	newServices(bin).run(signals)
+	newServices().run(signals)
 	return nil
 }
 

@@ -53,11 +53,6 @@ func buildRoot(spec Spec) error {
 	if err := os.MkdirAll(filepath.Join(root, "run/lock"), 0o1777); err != nil {
 		return err
 	}
-	if spec.Usr != "" { // by this the scripts of packages know that systemctl works
-		if err := os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755); err != nil {
-			return err
-		}
-	}
 	if err := mountKernel(root, spec); err != nil {
 		return err
 	}
@@ -94,8 +89,7 @@ func shareSystemDir(root, dir string) error {
 	return bind(source, target, true)
 }
 
-// ownUsr lays the host's own changes over the machine's /usr, among them the
-// stand-in for systemctl, which the packages' scripts call.
+// ownUsr lays the host's own changes over the machine's /usr.
 func ownUsr(dir, target string) error {
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	first := !exists(upper)
@@ -114,16 +108,18 @@ func ownUsr(dir, target string) error {
 			}
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(target, "local/sbin"), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(target, "local/sbin/systemctl"), systemctl, 0o755)
+	return nil
 }
 
 // mountKernel mounts proc with the host's own boot id, sysfs and cgroup v2.
 func mountKernel(root string, spec Spec) error {
 	if err := mount("proc", filepath.Join(root, "proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
+	}
+	if spec.packaged() { // it leaves alone what it finds read-only, and the kernel is the machine's
+		if err := bind(filepath.Join(root, "proc/sys"), filepath.Join(root, "proc/sys"), true); err != nil {
+			return err
+		}
 	}
 	id := filepath.Join(root, "run/boot-id")
 	if err := os.WriteFile(id, []byte(spec.BootID+"\n"), 0o444); err != nil {
@@ -142,7 +138,17 @@ func mountKernel(root string, spec Spec) error {
 			return err
 		}
 	}
-	return mount("cgroup2", filepath.Join(root, spec.CgroupMount), "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if err := mount("cgroup2", filepath.Join(root, spec.CgroupMount), "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return err
+	}
+	if !spec.packaged() {
+		return nil
+	}
+	// The devices are the machine's, too.
+	if err := unix.Mount("", filepath.Join(root, "sys"), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("make /sys read-only: %w", err)
+	}
+	return nil
 }
 
 // makeDevices makes a /dev with what libvirt and QEMU use under software

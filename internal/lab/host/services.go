@@ -61,9 +61,8 @@ var stopVMs = []string{"hanok", "host", "stop-vms", "--force", "--timeout", "10m
 // lastLimit is longer than stopVMs takes by itself.
 const lastLimit = 11 * time.Minute
 
-// newServices knows the services of a host whose binaries are in dir.
-func newServices(dir string) *services {
-	bin := func(name string) string { return filepath.Join(dir, name) }
+func newServices() *services {
+	bin := func(name string) string { return filepath.Join(layout.HostBin, name) }
 	s := &services{boot: time.Now(), last: &service{name: "host-shutdown", argv: append([]string{bin(stopVMs[0])}, stopVMs[1:]...)}}
 	configured := func(binary string) func() bool {
 		return func() bool { return !exists(layout.HoldFile) && exists(binary) && exists(paths.ClusterFile) }
@@ -137,7 +136,7 @@ func (s *services) startDue() {
 		s.boot = time.Now()
 	}
 	for _, v := range s.list {
-		if v.pid != 0 || time.Now().Before(v.after) || exists(v.stopFile()) || !v.ready() {
+		if v.pid != 0 || time.Now().Before(v.after) || !v.ready() {
 			continue
 		}
 		if err := v.start(); err != nil {
@@ -189,10 +188,6 @@ func (s *services) anyRunning() bool {
 }
 
 func (v *service) pidFile() string { return filepath.Join(layout.HostRun, v.name+".pid") }
-
-// stopFile, while it exists, keeps the service from being started: the stand-in
-// for systemctl makes and removes it.
-func (v *service) stopFile() string { return filepath.Join(layout.HostRun, v.name+".stop") }
 
 // start executes the service with its priorities already set, so that every
 // one of its threads has them from the first instruction.

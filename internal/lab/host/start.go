@@ -33,8 +33,8 @@ type Spec struct {
 	// Etc and Var are the host's own directories.
 	Etc, Var string
 	// Usr, if not empty, makes the host one that is installed from packages: its
-	// /usr is its own, with the changes kept in this directory, and has no
-	// binaries of Hanok's until a package brings them.
+	// /usr is its own, with the changes kept in this directory, it has no binary
+	// of Hanok's until a package brings one, and its PID 1 is systemd.
 	Usr string
 	// Binds are further directories: binaries, guest image, datastores.
 	Binds []Bind
@@ -43,6 +43,8 @@ type Spec struct {
 	// CgroupMount is where cgroup v2 is to be mounted.
 	CgroupMount string
 }
+
+func (s Spec) packaged() bool { return s.Usr != "" }
 
 // Process is a booted host. Wait must be called.
 type Process struct {

@@ -24,8 +24,6 @@ const (
 const (
 	// HostBin is where a host finds the binaries.
 	HostBin = "/opt/hanok/bin"
-	// PackageBin is where packages install the binaries.
-	PackageBin = "/usr/bin"
 	// HostGuest is where a host finds the guests' kernel and initramfs.
 	HostGuest = "/opt/hanok/guest"
 	// HostRun is the lab's own run-time directory inside a host.

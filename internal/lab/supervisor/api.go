@@ -20,7 +20,7 @@ type Settings struct {
 	// Bare: the hosts run libvirtd only.
 	Bare bool `json:"bare"`
 	// Packages: the hosts have no binaries but those that packages install into
-	// a /usr of their own.
+	// a /usr of their own, and systemd as PID 1.
 	Packages bool `json:"packages,omitempty"`
 	// VMs are the lab's virtual machines.
 	VMs []VM `json:"vms"`

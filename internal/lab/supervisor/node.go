@@ -31,6 +31,9 @@ const (
 	dieTimeout  = 20 * time.Second
 )
 
+// systemdPowerOff is SIGRTMIN+4, by which systemd as PID 1 starts poweroff.target.
+const systemdPowerOff = unix.Signal(34 + 4)
+
 // node is one host. Power actions are serialised by power; mu guards the
 // fields, so that state can be read during a boot.
 type node struct {
@@ -176,7 +179,7 @@ func (n *node) spec(r *running) host.Spec {
 		Etc: n.s.lab.HostEtc(n.name), Var: n.s.lab.HostVar(n.name), CgroupMount: n.s.cgroupMount,
 		Binds: []host.Bind{{Source: n.s.settings.GuestDir, Target: layout.HostGuest, ReadOnly: true}}}
 	if n.s.settings.Packages {
-		spec.Usr = n.s.lab.HostUsr(n.name)
+		spec.Usr, spec.CgroupMount = n.s.lab.HostUsr(n.name), "/sys/fs/cgroup"
 	} else {
 		spec.Binds = append(spec.Binds, host.Bind{Source: n.s.settings.BinDir, Target: layout.HostBin, ReadOnly: true})
 	}
@@ -303,7 +306,11 @@ func (n *node) shutdown(ctx context.Context) error {
 	if r == nil {
 		return nil
 	}
-	if err := unix.Kill(r.process.Pid, unix.SIGTERM); err != nil {
+	signal := unix.SIGTERM
+	if n.s.settings.Packages {
+		signal = systemdPowerOff
+	}
+	if err := unix.Kill(r.process.Pid, signal); err != nil {
 		return fmt.Errorf("shut down host %s: %w", n.name, err)
 	}
 	n.event(journal.Power, "shutting down")
