@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X hanok.dev/hanok/internal/version.Version=$(VERSION)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build generate demo test test-unit test-lab test-long lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios sim-mutants soak fuzz fuzz-ci model clean
+.PHONY: help deps build generate demo test test-unit test-lab test-long test-packages lint bench-failover bench-idle bench-datastore bench-placement bench-isolation bench-sim bench-server sim-scenarios sim-mutants soak fuzz fuzz-ci model clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -41,7 +41,7 @@ test-unit: ## everything but the lab tests
 test-lab: build ## end-to-end tests on real hosts and VMs, in real time
 	$(GO) test -count=1 -timeout 25m -v ./test/lab
 
-test-long: deps build ## what takes longer: flapping networks, repeated power loss, upgrades, soak
+test-long: deps build test-packages ## what takes longer: flapping networks, repeated power loss, packages, upgrades, soak
 	@scripts/install-deps.sh systemd
 	$(GO) test -count=1 -timeout 60m -v ./test/long
 	HANOK_KILLS=1000 HANOK_KILL_LANES=3 $(GO) test -count=1 -timeout 120m -parallel 3 -v -run TestKilledAtFailpoints ./internal/server
@@ -88,6 +88,10 @@ bench-server: ## one server with 1,000 hosts and 20,000 VMs reporting to it
 
 soak: deps build ## ten minutes with both cores saturated by other work
 	$(GO) run ./test/bench/soak
+
+test-packages: build ## packages in a fresh Debian: install, upgrade, remove, purge; rpm too
+	@scripts/install-deps.sh debootstrap rpm
+	$(GO) test -count=1 -timeout 20m -v ./test/packages
 
 packages: build ## deb and rpm of a host into dist/
 	scripts/packages.sh "$(VERSION)"

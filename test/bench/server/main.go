@@ -1,6 +1,8 @@
 // Command server measures one server with 1,000 hosts and 20,000 VMs reporting
-// to it: `make bench-server`. The hosts are simulated in this process and answer
-// over plain HTTP on loopback; the server is a process of its own.
+// to it: `make bench-server`. The hosts are simulated in this process; each answers
+// on an address of its own (127.0.0.0/8) over mutual TLS with its own certificate,
+// as agents do. The server is a process of its own, with the connections of a real
+// one.
 package main
 
 import (
@@ -11,7 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,9 +27,9 @@ import (
 	"hanok.dev/hanok/internal/config"
 	"hanok.dev/hanok/internal/event"
 	"hanok.dev/hanok/internal/model"
+	"hanok.dev/hanok/internal/pki"
 	"hanok.dev/hanok/internal/server"
 	"hanok.dev/hanok/internal/server/fakeagent"
-	"hanok.dev/hanok/internal/server/work"
 	"hanok.dev/hanok/internal/store"
 )
 
@@ -38,7 +40,6 @@ var (
 	rate     = flag.Int("rate", 200, "changes of VMs a second while the stream is watched")
 	seconds  = flag.Int("seconds", 20, "how long the stream is watched")
 	serve    = flag.String("serve", "", "be the server, in this directory")
-	backend  = flag.String("backend", "", "where the hosts answer")
 )
 
 func main() {
@@ -52,11 +53,17 @@ func main() {
 
 // asServer is the process that is measured.
 func asServer(dir string) error {
+	var given []*pki.Credentials
+	for n := range *clusters {
+		c, err := pki.Load(serverDir(dir, n))
+		if err != nil {
+			return err
+		}
+		given = append(given, c)
+	}
 	s, err := server.New(server.Config{Name: "bench", Socket: filepath.Join(dir, "s"), Store: store.Config{Dir: filepath.Join(dir, "data")},
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		Dial: func(c *config.Cluster, h model.HostID) (work.Agent, error) {
-			return fakeagent.Over(http.DefaultClient, *backend+"/"+c.ID)(c, h)
-		}})
+		Log:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		AgentPort: local.RemotePort, Given: func() []*pki.Credentials { return given }})
 	if err != nil {
 		return err
 	}
@@ -67,11 +74,41 @@ func asServer(dir string) error {
 	select {}
 }
 
+func caDir(dir string, n int) string     { return filepath.Join(dir, fmt.Sprintf("ca%d", n)) }
+func serverDir(dir string, n int) string { return filepath.Join(dir, fmt.Sprintf("server%d", n)) }
+
+// hostSide makes a cluster of simulated hosts, each with its certificate, that
+// answer.
+func hostSide(dir string, n int, c *config.Cluster) (*fakeagent.Cluster, error) {
+	f, err := fakeagent.New(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := pki.Init(caDir(dir, n), c.ID, pki.Options{}); err != nil {
+		return nil, err
+	}
+	if err := pki.IssueServer(caDir(dir, n), serverDir(dir, n), "bench", pki.Options{}); err != nil {
+		return nil, err
+	}
+	for _, h := range c.Hosts {
+		at := h.Address["mgmt"]
+		own := filepath.Join(dir, string(h.Name))
+		if err := pki.Issue(caDir(dir, n), own, h.Name, []netip.Addr{at}, pki.Options{}); err != nil {
+			return nil, err
+		}
+		f.SetTrust(h.Name, pki.NewKeeper(own))
+		if _, err := f.Serve(h.Name, netip.AddrPortFrom(at, local.RemotePort)); err != nil { // until this process ends
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
 func file(n int) (*config.Cluster, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version: 1\nname: c%02d\nnetworks: [{name: mgmt, heartbeat: true}]\ndatastores: [{name: ds1}]\nhosts:\n", n)
 	for h := range *hosts {
-		fmt.Fprintf(&b, "- {name: c%02d-h%03d, address: {mgmt: 10.%d.0.%d}, memory: 512GiB, datastores: [ds1]}\n", n, h, n, h+1)
+		fmt.Fprintf(&b, "- {name: c%02d-h%03d, address: {mgmt: 127.%d.0.%d}, memory: 512GiB, datastores: [ds1]}\n", n, h, n+10, h+1)
 	}
 	b.WriteString("vms:\n")
 	for v := range *vms {
@@ -89,7 +126,6 @@ func bench() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	mux := http.NewServeMux()
 	var fakes []*fakeagent.Cluster
 	var files []string
 	for n := range *clusters {
@@ -97,7 +133,7 @@ func bench() error {
 		if err != nil {
 			return err
 		}
-		f, err := fakeagent.New(c)
+		f, err := hostSide(dir, n, c)
 		if err != nil {
 			return err
 		}
@@ -107,11 +143,8 @@ func bench() error {
 			return err
 		}
 		files = append(files, string(b))
-		mux.Handle("/"+c.ID+"/", http.StripPrefix("/"+c.ID, f.Handler()))
 	}
-	hostSide := httptest.NewServer(mux)
-	defer hostSide.CloseClientConnections()
-	cmd := exec.Command(os.Args[0], "-serve", dir, "-backend", hostSide.URL)
+	cmd := exec.Command(os.Args[0], "-serve", dir, "-clusters", fmt.Sprint(*clusters))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -132,9 +165,22 @@ func measure(socket string, pid int, files []string, fakes []*fakeagent.Cluster)
 	h := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", socket) }}}
 	inv, conf := hanokv1connect.NewInventoryServiceClient(h, "http://s"), hanokv1connect.NewConfigServiceClient(h, "http://s")
 	events := hanokv1connect.NewEventServiceClient(h, "http://s")
+	tr := hanokv1connect.NewTrustServiceClient(h, "http://s")
 	begin := time.Now()
-	for _, f := range files {
+	for n, f := range files {
 		if _, err := conf.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Yaml: f}); err != nil {
+			return err
+		}
+		// From now on the server looks after the hosts' certificates.
+		ca, err := pki.LoadAuthority(caDir(filepath.Dir(socket), n))
+		if err != nil {
+			return err
+		}
+		cert, key, err := ca.PEM()
+		if err != nil {
+			return err
+		}
+		if _, err := tr.ImportAuthority(ctx, &hanokv1.ImportAuthorityRequest{Cluster: fmt.Sprintf("c%02d", n), Certificate: string(cert), Key: string(key)}); err != nil {
 			return err
 		}
 	}
@@ -184,7 +230,7 @@ func measure(socket string, pid int, files []string, fakes []*fakeagent.Cluster)
 	if err := stream(ctx, inv, events, fakes, token); err != nil {
 		return err
 	}
-	fmt.Printf("memory of the server: %s now, %s at most\n", memory(pid, "VmRSS:"), memory(pid, "VmHWM:"))
+	fmt.Printf("the server: %s now, %s at most, %s of processor time in %.0f s\n", memory(pid, "VmRSS:"), memory(pid, "VmHWM:"), processor(pid), time.Since(begin).Seconds())
 	return nil
 }
 
@@ -269,4 +315,20 @@ func memory(pid int, field string) string {
 		}
 	}
 	return "unknown"
+}
+
+// processor is the time that a process took, user and system.
+func processor(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	var user, system int
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) < 13 {
+		return 0
+	}
+	_, _ = fmt.Sscan(f[11], &user)
+	_, _ = fmt.Sscan(f[12], &system)
+	return time.Duration(user+system) * (time.Second / 100) // in ticks of 10 ms
 }
