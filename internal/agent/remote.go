@@ -232,6 +232,11 @@ func (r *remote) serve(ln net.Listener) {
 
 // Close ends all connections.
 func (r *remote) Close() error {
+	// An answer that is being written is let go: the server that replaced an ended
+	// certificate must hear that it did.
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
+	_ = r.http.Shutdown(ctx) // streams do not end by themselves
 	err := r.http.Close()
 	r.mu.Lock()
 	for _, ln := range r.open {
@@ -241,6 +246,9 @@ func (r *remote) Close() error {
 	r.wg.Wait()
 	return err
 }
+
+// closeLimit is how long a request under way may keep the listener.
+const closeLimit = 500 * time.Millisecond
 
 // freebind lets an address be listened on before it is there: an agent must
 // start while a network is down.
