@@ -5,40 +5,20 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
-	"go.etcd.io/etcd/server/v3/embed"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/api/gen/hanok/v1/hanokv1connect"
 	"hanok.dev/hanok/internal/event"
+	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/server/fakeagent"
 	"hanok.dev/hanok/internal/store"
+	"hanok.dev/hanok/internal/store/etcdtest"
 )
-
-// externalEtcd runs an etcd that servers reach over the network, with the
-// limits that etcd has by default.
-func externalEtcd(t *testing.T) string {
-	t.Helper()
-	c := embed.NewConfig()
-	c.Dir = t.TempDir()
-	local := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	c.ListenClientUrls, c.ListenPeerUrls, c.AdvertiseClientUrls, c.AdvertisePeerUrls = local, local, local, local
-	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.LogLevel = "panic"
-	e, err := embed.StartEtcd(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.Close)
-	<-e.Server.ReadyNotify()
-	return e.Clients[0].Addr().String()
-}
 
 // A process of its own, so that it can be killed without a word to etcd.
 func startVictimAt(t *testing.T, dir, hosts, endpoint string) *victimServer {
@@ -51,7 +31,7 @@ func startVictimAt(t *testing.T, dir, hosts, endpoint string) *victimServer {
 // Two servers over one etcd: one truth, one worker, and another worker within
 // seconds when that one is killed.
 func TestSeveralServers(t *testing.T) {
-	endpoint := externalEtcd(t)
+	endpoint := etcdtest.Start(t, etcdtest.Options{}).Endpoints()[0]
 	hosts, err := fakeagent.New(parsed(t, clusterFile))
 	if err != nil {
 		t.Fatal(err)
@@ -160,9 +140,94 @@ func waitLeader(ctx context.Context, t *testing.T, v *victimServer, want string)
 	}
 }
 
-func TestExternalEtcdWithItsOwnTLS(t *testing.T) {
-	_, err := store.Open(t.Context(), store.Config{Endpoints: []string{"https://127.0.0.1:1"}, TLS: &store.TLSFiles{CA: filepath.Join(t.TempDir(), "none")}})
-	if err == nil {
-		t.Error("a CA file that is not there was taken")
+// The network between the working server and etcd is cut, and nobody is told: it
+// answers reads, refuses changes and is not ready; another one takes its work, and
+// its own late writes are refused. When the network is back it follows again.
+func TestAServerCutOffFromEtcd(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{}).Endpoints()[0]
+	gate := etcdtest.NewGate(t, etcd)
+	hosts, err := fakeagent.New(parsed(t, clusterFile))
+	if err != nil {
+		t.Fatal(err)
 	}
+	serve := func(name, endpoint string) *rig {
+		r := &rig{t: t, hosts: hosts}
+		r.serve(start(t, Config{Name: name, Interval: 20 * time.Millisecond, Dial: fakeagent.Dial(func(string) *fakeagent.Cluster { return hosts }),
+			Store: store.Config{Endpoints: []string{endpoint}, Timeout: time.Second}}))
+		return r
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	first := serve("s1", gate.Endpoint())
+	waitLeader(ctx, t, &victimServer{http: overSocket(first.Server)}, "s1")
+	second := serve("s2", etcd)
+	added, err := first.conf.ApplyConfig(ctx, &hanokv1.ApplyConfigRequest{Yaml: clusterFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.ends(added.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	if ready(t, first) != http.StatusOK {
+		t.Error("the first server is not ready")
+	}
+
+	gate.Cut()
+	if s, err := first.inv.GetStatus(ctx, &hanokv1.GetStatusRequest{Cluster: "seoul"}); err != nil || len(s.Vms) != 2 {
+		t.Errorf("a read of a server that is cut off: %v, %v", s, err)
+	}
+	began := time.Now()
+	_, err = first.ops.StopVM(ctx, &hanokv1.StopVMRequest{Cluster: "seoul", Vm: "db", IdempotencyKey: "cut"})
+	if connect.CodeOf(err) != connect.CodeUnavailable || time.Since(began) > 5*time.Second {
+		t.Errorf("a change there, after %v: %v", time.Since(began), err)
+	}
+	if ready(t, first) != http.StatusServiceUnavailable {
+		t.Error("a server that is cut off says that it is ready")
+	}
+	stop, err := second.ops.StopVM(ctx, &hanokv1.StopVMRequest{Cluster: "seoul", Vm: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.ends(stop.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	waitLeader(ctx, t, &victimServer{http: overSocket(second.Server)}, "s2")
+
+	gate.Mend()
+	for ready(t, first) != http.StatusOK {
+		if ctx.Err() != nil {
+			t.Fatal("the first server does not come back")
+		}
+	}
+	out := second.set(1, "7s")
+	second.ends(out.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	first.until("what was changed meanwhile", func() bool {
+		w := first.cache.Wanted("seoul")
+		return w.Cluster.Version == 2 && first.cache.VM("seoul", "web").State == string(model.VMStopped)
+	})
+	// Whether the change that was not answered was carried out, is known now, and
+	// the same at both.
+	for _, r := range []*rig{first, second} {
+		again, err := r.ops.StopVM(ctx, &hanokv1.StopVMRequest{Cluster: "seoul", Vm: "db", IdempotencyKey: "cut"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ends(again.Task, hanokv1.TaskState_TASK_STATE_SUCCEEDED)
+	}
+	n := 0
+	for _, o := range hosts.Orders() {
+		if o == "shutdown db" {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("orders: %v", hosts.Orders())
+	}
+}
+
+// ready is the answer of a server's question after readiness.
+func ready(t *testing.T, r *rig) int {
+	t.Helper()
+	resp, err := http.Get("http://" + r.metricsAddr.String() + pathReady)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode
 }
