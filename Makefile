@@ -44,7 +44,7 @@ test-lab: build ## end-to-end tests on real hosts and VMs, in real time
 test-long: deps build test-packages ## what takes longer: flapping networks, repeated power loss, packages, upgrades, soak
 	@scripts/install-deps.sh systemd
 	$(GO) test -count=1 -timeout 60m -v ./test/long
-	HANOK_KILLS=1000 HANOK_KILL_LANES=3 $(GO) test -count=1 -timeout 120m -parallel 3 -v -run TestKilledAtFailpoints ./internal/server
+	HANOK_KILLS=1000 HANOK_KILL_LANES=3 $(GO) test -count=1 -timeout 120m -parallel 3 -v -run 'KilledAtFailpoints|SetUpIsKilled|RotationIsKilled' ./internal/server
 	$(GO) run ./test/bench/soak
 
 bench-failover: deps build ## time from power loss to running elsewhere (RUNS=10)

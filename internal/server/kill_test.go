@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -61,7 +62,11 @@ func victim(dir string) {
 	if e := os.Getenv("HANOK_TEST_ENDPOINT"); e != "" {
 		state.Dir, state.Endpoints = "", []string{e}
 	}
-	s, err := New(Config{Name: "victim", Socket: filepath.Join(dir, "s"), Listen: "127.0.0.1:0", Plain: true, PasswordCost: cheapPasswords,
+	trustInterval, err := time.ParseDuration(cmp.Or(os.Getenv("HANOK_TEST_TRUST_INTERVAL"), "1m"))
+	if err != nil {
+		panic(err)
+	}
+	s, err := New(Config{Name: "victim", TrustInterval: trustInterval, Socket: filepath.Join(dir, "s"), Listen: "127.0.0.1:0", Plain: true, PasswordCost: cheapPasswords,
 		Log: slog.New(slog.DiscardHandler), Interval: 10 * time.Millisecond, Dial: victimDial(os.Getenv("HANOK_TEST_HOSTS")), Store: state})
 	if err != nil {
 		panic(err)
@@ -69,7 +74,11 @@ func victim(dir string) {
 	if err := s.Start(context.Background()); err != nil {
 		panic(err)
 	}
-	fmt.Println("ready", s.Address())
+	token, err := s.book.SetUpToken(context.Background())
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("ready", s.Address(), token)
 	select {}
 }
 
@@ -238,7 +247,15 @@ func startVictim(t *testing.T, dir, hosts string, failpoints int, env ...string)
 func (v *victimServer) alive() bool { return strings.HasPrefix(v.address, "ready ") }
 
 // at is the address for people with a login.
-func (v *victimServer) at() string { return "http://" + strings.TrimPrefix(v.address, "ready ") }
+func (v *victimServer) at() string { return "http://" + strings.Fields(v.address)[1] }
+
+// setUpToken is what makes the first administrator; empty when there is a user.
+func (v *victimServer) setUpToken() string {
+	if f := strings.Fields(v.address); len(f) > 2 {
+		return f[2]
+	}
+	return ""
+}
 
 // diedAt is the failpoint of its death, once it was reaped.
 func (v *victimServer) diedAt() string {

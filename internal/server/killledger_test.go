@@ -49,6 +49,7 @@ func newLedger(t *testing.T, hosts *fakeagent.Cluster) *ledger {
 	}
 	l := &ledger{hosts: hosts, tasks: map[string]string{}, events: map[string]bool{}, users: map[string]hanokv1.Role{}, secret: map[string]string{},
 		tokens: map[string]bool{}, unsure: map[string]bool{}, count: map[string]int{}}
+	hosts.SetRefuse(inMaintenance(false, true))
 	for file, to := range map[string]*string{pki.CACert: &l.ca.cert, pki.CAKey: &l.ca.key} {
 		b, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {
@@ -87,6 +88,9 @@ func (l *ledger) act(t *testing.T, v *victimServer) bool {
 
 // next is the kind of request that is made next, or was not answered.
 func (l *ledger) next() string { return killWrites[l.step%len(killWrites)].name }
+
+// refuses: what is asked for next, or was not answered, is refused by the hosts.
+func (l *ledger) refuses() bool { return killWrites[l.step%len(killWrites)].refuses }
 
 // busan: the second cluster may be there.
 func (l *ledger) busan() bool {

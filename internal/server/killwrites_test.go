@@ -20,13 +20,16 @@ import (
 // answered.
 type killWrite struct {
 	name string
-	do   func(ctx context.Context, l *ledger, v *victimServer, key string) error
+	// refuses: the hosts refuse what is asked for, and the version before is wanted
+	// again.
+	refuses bool
+	do      func(ctx context.Context, l *ledger, v *victimServer, key string) error
 }
 
 // killWrites are all methods of the API that write, in the order in which they
 // are called again and again. TestEveryWriteIsKilled compares them with the API.
 var killWrites = []killWrite{
-	{"ConfigService/ApplyConfig", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "ConfigService/ApplyConfig", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		// Without a cluster it is added, as its hosts have it; later this changes
 		// it. A stale answer cannot come: nobody else edits.
 		yaml := clusterFile
@@ -38,7 +41,7 @@ var killWrites = []killWrite{
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"ConfigService/SetFields", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "ConfigService/SetFields", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		value := fmt.Sprintf("%ds", l.step%3000+6)
 		return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) { return c.With("ha.isolationDelay", value) }, func() (uint64, *hanokv1.Task, error) {
 			out, err := v.conf.SetFields(ctx, &hanokv1.SetFieldsRequest{Cluster: "seoul", ExpectedVersion: l.version, IdempotencyKey: key,
@@ -46,7 +49,7 @@ var killWrites = []killWrite{
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"HAService/PutRule", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "HAService/PutRule", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		weight := l.step%1000 + 1
 		return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) {
 			c.Rules = []config.Rule{{Name: "r", Kind: "nodeAffinity", VMs: []string{"web"}, Hosts: map[model.HostID]int{"host1": weight}}}
@@ -57,7 +60,7 @@ var killWrites = []killWrite{
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"HAService/PutResource", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "HAService/PutResource", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		n := l.step%9 + 1
 		return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) {
 			extra := config.NewVM("extra")
@@ -70,7 +73,7 @@ var killWrites = []killWrite{
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"HAService/RemoveResource", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "HAService/RemoveResource", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) {
 			c.VMs = slices.DeleteFunc(c.VMs, func(v config.VM) bool { return v.Name == "extra" })
 			return c, nil
@@ -79,7 +82,7 @@ var killWrites = []killWrite{
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"OperationService/SetMaintenance", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "OperationService/SetMaintenance", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) {
 			c.HostByName("host3").Maintenance = true
 			return c, nil
@@ -88,22 +91,29 @@ var killWrites = []killWrite{
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"HAService/RemoveRule", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "OperationService/SetMaintenance", refuses: true, do: refused},
+	{name: "OperationService/SetMaintenance", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		return l.maintenance(ctx, v, key, true) // by force
+	}},
+	{name: "OperationService/SetMaintenance", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		return l.maintenance(ctx, v, key, false)
+	}},
+	{name: "HAService/RemoveRule", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) { c.Rules = nil; return c, nil }, func() (uint64, *hanokv1.Task, error) {
 			out, err := v.ha.RemoveRule(ctx, &hanokv1.RemoveRuleRequest{Cluster: "seoul", ExpectedVersion: l.version, IdempotencyKey: key, Rule: "r"})
 			return out.GetVersion(), out.GetTask(), err
 		})
 	}},
-	{"ConfigService/AdoptConfig", adopt},
-	{"OperationService/StopVM", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "ConfigService/AdoptConfig", do: adopt},
+	{name: "OperationService/StopVM", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		out, err := v.ops.StopVM(ctx, &hanokv1.StopVMRequest{Cluster: "seoul", Vm: "web", IdempotencyKey: key})
 		return l.ordered(key, out.GetTask(), err)
 	}},
-	{"OperationService/StartVM", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "OperationService/StartVM", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		out, err := v.ops.StartVM(ctx, &hanokv1.StartVMRequest{Cluster: "seoul", Vm: "web", IdempotencyKey: key})
 		return l.ordered(key, out.GetTask(), err)
 	}},
-	{"TaskService/CancelTask", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "TaskService/CancelTask", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		out, err := v.ops.StopVM(ctx, &hanokv1.StopVMRequest{Cluster: "seoul", Vm: "db", IdempotencyKey: key})
 		if err := l.ordered(key, out.GetTask(), err); err != nil {
 			return err
@@ -113,28 +123,34 @@ var killWrites = []killWrite{
 		}
 		return err
 	}},
-	{"OperationService/UnprotectVM", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "OperationService/UnprotectVM", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		out, err := v.ops.UnprotectVM(ctx, &hanokv1.UnprotectVMRequest{Cluster: "seoul", Vm: "db", IdempotencyKey: key})
 		return l.ordered(key, out.GetTask(), err)
 	}},
-	{"TrustService/ReplaceAuthority", second},
-	{"ConfigService/RemoveCluster", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "TrustService/ReplaceAuthority", do: second},
+	{name: "ConfigService/RemoveCluster", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		_, err := v.conf.RemoveCluster(ctx, &hanokv1.RemoveClusterRequest{Cluster: "busan", ExpectedVersion: 1, IdempotencyKey: key})
 		return err
 	}},
-	{"TrustService/ImportAuthority", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "TrustService/ImportAuthority", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		if l.used != "" || l.unsure[l.hostToken] {
+			return errNothing // a host has a certificate: the authority is replaced from now on, not given
+		}
 		out, err := v.trust.ImportAuthority(ctx, &hanokv1.ImportAuthorityRequest{Cluster: "seoul", Certificate: l.ca.cert, Key: l.ca.key})
 		if err == nil {
 			l.authority = out.Fingerprint
 		}
 		return err
 	}},
-	{"TrustService/CreateHostToken", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "TrustService/CreateHostToken", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		out, err := v.trust.CreateHostToken(ctx, &hanokv1.CreateHostTokenRequest{Cluster: "seoul", Host: "host1"})
 		l.hostToken = out.GetToken()
 		return err
 	}},
-	{"TrustService/EnrolHost", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "TrustService/EnrolHost", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+		if l.count["TrustService/ImportAuthority"] < importRounds {
+			return errNothing
+		}
 		_, request, err := pki.NewRequest(pki.Identity{Cluster: "seoul", Host: "host1"})
 		if err != nil {
 			return connect.NewError(connect.CodeInternal, err)
@@ -145,7 +161,7 @@ var killWrites = []killWrite{
 		}
 		return l.known(err, l.hostToken, func() { l.used = l.hostToken })
 	}},
-	{"UserService/AddUser", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "UserService/AddUser", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		name := "u-" + key
 		// The last administrator could not be removed: one stays.
 		_, err := v.users.AddUser(ctx, &hanokv1.AddUserRequest{Name: keeper, Password: "the one that stays", Role: hanokv1.Role_ROLE_ADMINISTRATOR})
@@ -158,24 +174,24 @@ var killWrites = []killWrite{
 		}
 		return l.known(err, name, func() { l.users[name], l.secret[name] = hanokv1.Role_ROLE_VIEWER, "first of "+key })
 	}},
-	{"UserService/SetRoles", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "UserService/SetRoles", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		name := l.user()
 		_, err := v.users.SetRoles(ctx, &hanokv1.SetRolesRequest{Name: name, Role: hanokv1.Role_ROLE_OPERATOR})
 		return l.known(err, name, func() { l.users[name] = hanokv1.Role_ROLE_OPERATOR })
 	}},
-	{"UserService/SetPassword", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "UserService/SetPassword", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		name := l.user()
 		_, err := v.users.SetPassword(ctx, &hanokv1.SetPasswordRequest{Name: name, Password: "second of " + key})
 		return l.known(err, name, func() { l.secret[name] = "second of " + key })
 	}},
-	{"AuthService/CreateToken", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "AuthService/CreateToken", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		out, err := v.auth.CreateToken(ctx, &hanokv1.CreateTokenRequest{User: l.user(), Note: key})
 		if err == nil {
 			l.tokens[out.Token.Id] = true
 		}
 		return err // one without an answer is a token that nobody has
 	}},
-	{"AuthService/RevokeToken", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "AuthService/RevokeToken", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		id := l.token()
 		if id == "" {
 			return errNothing
@@ -186,11 +202,11 @@ var killWrites = []killWrite{
 		}
 		return l.known(err, id, func() { l.tokens[id] = false })
 	}},
-	{"AuthService/Login", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "AuthService/Login", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		_, err := login(ctx, l, v)
 		return err
 	}},
-	{"AuthService/ChangePassword", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "AuthService/ChangePassword", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		name, next := l.user(), "third of "+key
 		if l.unsure[name] { // the request before may have been carried out: begin anew
 			if _, err := v.users.SetPassword(ctx, &hanokv1.SetPasswordRequest{Name: name, Password: l.secret[name]}); err != nil {
@@ -204,7 +220,7 @@ var killWrites = []killWrite{
 		_, err = as.ChangePassword(ctx, &hanokv1.ChangePasswordRequest{OldPassword: l.secret[name], NewPassword: next})
 		return l.known(err, name, func() { l.secret[name] = next })
 	}},
-	{"AuthService/Logout", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "AuthService/Logout", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		as, err := login(ctx, l, v)
 		if err != nil {
 			return err
@@ -212,7 +228,7 @@ var killWrites = []killWrite{
 		_, err = as.Logout(ctx, &hanokv1.LogoutRequest{})
 		return err
 	}},
-	{"UserService/RemoveUser", func(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	{name: "UserService/RemoveUser", do: func(ctx context.Context, l *ledger, v *victimServer, key string) error {
 		name := l.user()
 		_, err := v.users.RemoveUser(ctx, &hanokv1.RemoveUserRequest{Name: name})
 		if connect.CodeOf(err) == connect.CodeNotFound {
@@ -222,12 +238,16 @@ var killWrites = []killWrite{
 	}},
 }
 
+// importRounds is how often an authority is given before the first host is enrolled
+// under it.
+const importRounds = 5
+
 // keeper is an administrator that is never removed.
 const keeper = "keeper"
 
 // notKilled are methods that write, and why the kills are without them.
 var notKilled = map[string]string{
-	"AuthService/SetUp": "works once in the life of a server; package account has several at the same time",
+	"AuthService/SetUp": "works once in the life of a server: see TestSetUpIsKilled",
 }
 
 // adopt has a host's change of the cluster file taken over.
@@ -255,6 +275,42 @@ func adopt(ctx context.Context, l *ledger, v *victimServer, key string) error {
 	}
 	return l.edit(key, func(*config.Cluster) (*config.Cluster, error) { return theirs, nil }, func() (uint64, *hanokv1.Task, error) {
 		out, err := v.conf.AdoptConfig(ctx, &hanokv1.AdoptConfigRequest{Cluster: "seoul", ExpectedVersion: l.version, IdempotencyKey: key})
+		return out.GetVersion(), out.GetTask(), err
+	})
+}
+
+// refused asks for what the hosts refuse only when they get it, and waits until it
+// is taken back.
+func refused(ctx context.Context, l *ledger, v *victimServer, key string) error {
+	l.pending = l.want.Clone()
+	l.pending.HostByName("host2").Maintenance = true
+	out, err := v.ops.SetMaintenance(ctx, &hanokv1.SetMaintenanceRequest{Cluster: "seoul", Host: "host2", On: true, IdempotencyKey: key})
+	if err != nil {
+		return err
+	}
+	for {
+		got, err := v.tasks.GetTask(ctx, &hanokv1.GetTaskRequest{Task: out.Task.Id})
+		if err != nil {
+			return err
+		}
+		if got.Task.Finished == nil {
+			continue
+		}
+		if got.Task.State != hanokv1.TaskState_TASK_STATE_FAILED || !strings.HasPrefix(got.Task.Message, "refused: ") {
+			return connect.NewError(connect.CodeInternal, fmt.Errorf("what is refused ended as %v", got.Task))
+		}
+		l.tasks[key], l.pending = out.Task.Id, nil
+		return nil
+	}
+}
+
+// maintenance takes host2 away, by force, or lets it come back.
+func (l *ledger) maintenance(ctx context.Context, v *victimServer, key string, on bool) error {
+	return l.edit(key, func(c *config.Cluster) (*config.Cluster, error) {
+		c.HostByName("host2").Maintenance = on
+		return c, nil
+	}, func() (uint64, *hanokv1.Task, error) {
+		out, err := v.ops.SetMaintenance(ctx, &hanokv1.SetMaintenanceRequest{Cluster: "seoul", Host: "host2", On: on, Force: on, IdempotencyKey: key})
 		return out.GetVersion(), out.GetTask(), err
 	})
 }

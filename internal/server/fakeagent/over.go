@@ -48,6 +48,23 @@ func (f *Cluster) Handler() http.Handler {
 		}
 		answer(w, rep, err)
 	})
+	mux.HandleFunc("GET /{host}"+local.PathTrust, func(w http.ResponseWriter, r *http.Request) {
+		t, err := agent(r).Trust(r.Context())
+		answer(w, t, err)
+	})
+	mux.HandleFunc("POST /{host}"+local.PathTrustRequest, func(w http.ResponseWriter, r *http.Request) {
+		b, err := agent(r).RequestCertificate(r.Context())
+		answer(w, b, err)
+	})
+	mux.HandleFunc("POST /{host}"+local.PathTrustInstall, func(w http.ResponseWriter, r *http.Request) {
+		var in local.TrustInstall
+		err := json.NewDecoder(r.Body).Decode(&in)
+		var t *local.Trust
+		if err == nil {
+			t, err = agent(r).InstallTrust(r.Context(), in)
+		}
+		answer(w, t, err)
+	})
 	mux.HandleFunc("GET /{host}"+local.PathFollow, func(w http.ResponseWriter, r *http.Request) {
 		out := http.NewResponseController(w)
 		_ = out.Flush()
@@ -147,12 +164,19 @@ func (r *remote) Follow(ctx context.Context, after string, own bool, _ func(), e
 }
 
 // Trust implements work.Agent.
-func (r *remote) Trust(context.Context) (*local.Trust, error) { return nil, errNoTrust }
+func (r *remote) Trust(ctx context.Context) (*local.Trust, error) {
+	t := new(local.Trust)
+	return t, r.do(ctx, http.MethodGet, local.PathTrust, nil, t)
+}
 
 // RequestCertificate implements work.Agent.
-func (r *remote) RequestCertificate(context.Context) ([]byte, error) { return nil, errNoTrust }
+func (r *remote) RequestCertificate(ctx context.Context) (b []byte, err error) {
+	err = r.do(ctx, http.MethodPost, local.PathTrustRequest, struct{}{}, &b)
+	return b, err
+}
 
 // InstallTrust implements work.Agent.
-func (r *remote) InstallTrust(context.Context, local.TrustInstall) (*local.Trust, error) {
-	return nil, errNoTrust
+func (r *remote) InstallTrust(ctx context.Context, in local.TrustInstall) (*local.Trust, error) {
+	t := new(local.Trust)
+	return t, r.do(ctx, http.MethodPost, local.PathTrustInstall, in, t)
 }
