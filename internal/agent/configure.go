@@ -82,9 +82,16 @@ func (a *Agent) saveConfig(ctx context.Context, e fdm.SaveConfig) {
 		a.tell(ctx, event.Event{Severity: event.Error, Kind: event.Config, Host: a.host,
 			Text:  fmt.Sprintf("version %d of the cluster file was not taken over on %s", e.Version, a.host),
 			Cause: err.Error()})
-		return
+	} else {
+		a.post(ctx, fdm.ConfigLoaded{Config: ClusterOf(a.setup.Load().cluster, a.host)})
 	}
-	a.post(ctx, fdm.ConfigLoaded{Config: ClusterOf(a.setup.Load().cluster, a.host)})
+	if e.Op != 0 {
+		done := fdm.ConfigSaved{Op: e.Op}
+		if err != nil {
+			done.Err = err.Error()
+		}
+		a.post(ctx, done)
+	}
 }
 
 // readConfig reads a file that was offered as if it came into force.
@@ -118,7 +125,11 @@ func (a *Agent) adopt(ctx context.Context, e fdm.SaveConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := a.store.Save(c); err != nil {
+	save := a.store.Save
+	if e.Over {
+		save = a.store.Replace
+	}
+	if err := save(c); err != nil {
 		return err
 	}
 	a.setup.Store(s)

@@ -82,7 +82,12 @@ func (s Store) Load() (Loaded, error) {
 // Save keeps c if it is newer than what is on disk, and repairs damaged files
 // if it equals it. It refuses with ErrOlder or ErrConflict otherwise. After a
 // nil error the cluster survives a power failure.
-func (s Store) Save(c *Cluster) error {
+func (s Store) Save(c *Cluster) error { return s.keep(c, false) }
+
+// Replace is Save, but also replaces another cluster of the same version.
+func (s Store) Replace(c *Cluster) error { return s.keep(c, true) }
+
+func (s Store) keep(c *Cluster, over bool) error {
 	if err := c.Validate(); err != nil {
 		return fmt.Errorf("save %s: %w", s.Path, err)
 	}
@@ -91,9 +96,9 @@ func (s Store) Save(c *Cluster) error {
 		switch {
 		case c.Version < have.Cluster.Version:
 			return fmt.Errorf("save version %d to %s: %w, %d; raise version above it", c.Version, s.Path, ErrOlder, have.Cluster.Version)
-		case c.Version == have.Cluster.Version && c.Digest() != have.Cluster.Digest():
+		case c.Version == have.Cluster.Version && c.Digest() != have.Cluster.Digest() && !over:
 			return fmt.Errorf("save version %d to %s: %w; raise version to %d", c.Version, s.Path, ErrConflict, c.Version+1)
-		case c.Version == have.Cluster.Version && have.complete && s.private():
+		case c.Version == have.Cluster.Version && have.complete && s.private() && c.Digest() == have.Cluster.Digest():
 			return nil
 		}
 	}

@@ -48,6 +48,24 @@ func TestStoreKeepsTheHighest(t *testing.T) {
 	}
 }
 
+func TestStoreReplacesTheSameVersion(t *testing.T) {
+	s := Store{Path: filepath.Join(t.TempDir(), "cluster.yaml")}
+	if err := s.Save(version(t, 7, "")); err != nil {
+		t.Fatal(err)
+	}
+	other := version(t, 7, "x")
+	if err := s.Replace(other); err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Load()
+	if err != nil || l.Cluster.Digest() != other.Digest() || len(l.Notices) != 0 {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if err := s.Replace(version(t, 6, "")); !errors.Is(err, ErrOlder) {
+		t.Errorf("older: %v", err)
+	}
+}
+
 func TestStoreSurvivesDamage(t *testing.T) {
 	older, _ := version(t, 5, "").Marshal()
 	edited, _ := version(t, 7, "x").Marshal()

@@ -9,12 +9,6 @@ import (
 	"hanok.dev/hanok/internal/model"
 )
 
-// apply is a cluster file that was handed to the shell to be stored.
-type apply struct {
-	version uint64
-	f       func(AdminReply)
-}
-
 // onAdmin takes an administrator's request on this host.
 func (m *Machine) onAdmin(e AdminAsked) {
 	reply := func(r AdminReply) { m.do(Answer{ID: e.ID, Reply: r}) }
@@ -368,40 +362,6 @@ func (m *Machine) answerStop(v *vm, r AdminReply)  { m.answerWhere(v, false, r) 
 func (m *Machine) answerWaiters(v *vm, r AdminReply) {
 	m.answerStart(v, r)
 	m.answerStop(v, r)
-}
-
-// applyConfig stores a newer cluster file; being in force it is offered to the
-// members.
-func (m *Machine) applyConfig(o ConfigOffer, reply func(AdminReply)) {
-	if m.loaded && o.Version <= m.conf.Version {
-		reply(AdminReply{Text: fmt.Sprintf("version %d is not newer than version %d, which is in force: raise `version`", o.Version, m.conf.Version)})
-		return
-	}
-	m.applies = append(m.applies, apply{o.Version, reply})
-	m.do(SaveConfig(o))
-	m.after(5*time.Second, func() {
-		reply(AdminReply{Text: fmt.Sprintf("version %d did not come into force on %s: see its events", o.Version, m.cfg.Self)})
-	})
-}
-
-// settleApplies answers those whose version, or a newer one, is in force.
-func (m *Machine) settleApplies() {
-	keep := m.applies[:0:0]
-	offered := false
-	for _, a := range m.applies {
-		if a.version > m.conf.Version {
-			keep = append(keep, a)
-			continue
-		}
-		offered = true
-		a.f(AdminReply{OK: true, Text: fmt.Sprintf("version %d is in force on %s and handed on", m.conf.Version, m.cfg.Self)})
-	}
-	m.applies = keep
-	if offered {
-		for _, h := range m.order {
-			m.offerConfig(h)
-		}
-	}
 }
 
 // settingsChanged looks at every VM anew after a change of the cluster file.

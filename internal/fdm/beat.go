@@ -144,7 +144,7 @@ func (m *Machine) sendBeats() {
 
 func (m *Machine) beat(h *member, k BeatKind) Heartbeat {
 	return Heartbeat{Kind: k, Stamp: m.now, Echo: h.beat.Stamp, EchoStart: h.beat.Start, Datastores: m.datastores(), Primary: m.primary, Round: m.round,
-		ConfigVersion: m.conf.Version, Start: m.cfg.Start, Settled: m.settled,
+		ConfigVersion: m.conf.Version, ConfigSum: m.sum, Start: m.cfg.Start, Settled: m.settled,
 		Answer: k == BeatSecondary && m.role == roleSecondary && m.outstanding()}
 }
 

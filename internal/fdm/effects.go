@@ -120,10 +120,14 @@ type ReadNote struct {
 type Emit struct{ Event event.Event }
 
 // SaveConfig stores a cluster file that is newer than the one kept; the shell
-// validates it and answers with ConfigLoaded, or drops it with an event.
+// validates it and answers with ConfigLoaded, or drops it with an event. If Op is not
+// 0, ConfigSaved follows in either case. Over: one of the same version with another
+// content is replaced too.
 type SaveConfig struct {
+	Op      OpID
 	Version uint64
 	File    []byte
+	Over    bool
 }
 
 // Consider asks admission control (admission.Ask.Answer), which may take a second

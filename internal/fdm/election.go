@@ -287,7 +287,7 @@ func (m *Machine) onHeartbeat(e HeartbeatReceived) {
 	}
 	m.signOfLife(h)
 	m.noteEcho(h, e.Beat)
-	if e.Beat.ConfigVersion < m.conf.Version {
+	if e.Beat.ConfigVersion < m.conf.Version || m.otherFile(h) {
 		m.offerConfig(h)
 	}
 	if m.role == roleNone {

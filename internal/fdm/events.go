@@ -196,6 +196,13 @@ type ConfigLoaded struct {
 	Config Cluster
 }
 
+// ConfigSaved answers a SaveConfig with an Op, after ConfigLoaded. Err says why that
+// very file is not kept here; "": it is.
+type ConfigSaved struct {
+	Op  OpID
+	Err string
+}
+
 // Considered answers Consider.
 type Considered struct {
 	Op       OpID
@@ -238,4 +245,5 @@ func (NoteRead) isEvent()          {}
 func (ConfigLoaded) isEvent()      {}
 func (Considered) isEvent()        {}
 func (ConfigRead) isEvent()        {}
+func (ConfigSaved) isEvent()       {}
 func (AdminAsked) isEvent()        {}

@@ -28,6 +28,7 @@ type Machine struct {
 	loaded  bool
 	confAt  time.Duration // conf is in force since then
 	confRev uint64        // grows with each conf
+	sum     uint64        // of conf's file, see fileSum
 	members map[model.HostID]*member
 	order   []*member // sorted by name
 	self    *member
@@ -138,7 +139,6 @@ type Machine struct {
 	// Administrators' requests.
 	relays   map[uint64]func(AdminReply)
 	relaySeq uint64
-	applies  []apply
 
 	admission questions
 	brake     brake
@@ -286,6 +286,8 @@ func (m *Machine) dispatch(ev Event) {
 		m.onDomain(e.Domain)
 	case ConfigLoaded:
 		m.onConfig(e.Config)
+	case ConfigSaved:
+		answer(m, e.Op, e)
 	case Considered:
 		answer(m, e.Op, e)
 	case ConfigRead:

@@ -78,13 +78,14 @@ func (m *Machine) onConfig(c Cluster) {
 	if c.Timing.Interval <= 0 {
 		c.Timing = model.TimingFast
 	}
-	changed := !m.loaded || c.Version != m.conf.Version
+	sum := fileSum(c.File)
+	changed := !m.loaded || c.Version != m.conf.Version || sum != m.sum
 	wasOff := !m.loaded || !m.conf.Enabled
 	conflicts := m.conf.Conflicts
 	if !m.loaded {
 		m.iso.heardAt = m.now
 	}
-	m.conf, m.loaded, m.confAt = c, true, m.now
+	m.conf, m.loaded, m.confAt, m.sum = c, true, m.now, sum
 	m.confRev++
 	m.setMembers()
 	m.setStores()
@@ -96,7 +97,6 @@ func (m *Machine) onConfig(c Cluster) {
 	if changed && m.role == rolePrimary {
 		m.tellRules(conflicts)
 	}
-	m.settleApplies()
 	switch {
 	case !c.Enabled || m.self == nil:
 		m.setRole(roleNone)
@@ -215,7 +215,7 @@ func (m *Machine) offerConfig(h *member) {
 	if h.self || !m.loaded || len(m.conf.File) == 0 {
 		return
 	}
-	if h.heard > 0 && h.beat.Kind != "" && h.beat.ConfigVersion >= m.conf.Version {
+	if h.heard > 0 && h.beat.Kind != "" && h.beat.ConfigVersion >= m.conf.Version && !m.otherFile(h) {
 		return
 	}
 	if h.offered == m.conf.Version && m.now-h.offerAt < 2*time.Second {
@@ -243,9 +243,7 @@ func (m *Machine) onMessage(e MessageReceived) {
 	case msg.Progress != nil:
 		m.onProgress(h, *msg.Progress)
 	case msg.Config != nil:
-		if !m.loaded || msg.Config.Version > m.conf.Version {
-			m.do(SaveConfig{Version: msg.Config.Version, File: msg.Config.File})
-		}
+		m.onOffer(h, *msg.Config)
 	case msg.Admin != nil:
 		m.onRelay(h, *msg.Admin)
 	case msg.Answer != nil:

@@ -23,6 +23,9 @@ type Heartbeat struct {
 	Round uint64 `json:"r"`
 	// ConfigVersion is the version of the cluster file that the sender keeps.
 	ConfigVersion uint64 `json:"v"`
+	// ConfigSum is of the content of that file (fileSum); 0 if the sender does not
+	// know of it. There may be two files of one version, see applyConfig.
+	ConfigSum uint64 `json:"vs,omitempty"`
 	// Start identifies the life of the sender's agent.
 	Start uint64 `json:"s"`
 	// Hears, from a primary: it heard the receiver lately. A secondary that

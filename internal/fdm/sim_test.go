@@ -384,10 +384,17 @@ func (n *node) carry(effects []Effect) {
 		case SaveConfig:
 			c, ok := w.files[e.Version]
 			n.later(5*time.Millisecond, func() Event {
+				saved := ConfigSaved{Op: e.Op}
 				if ok && c.Version > n.conf.Version {
 					n.conf = c
+				} else {
+					saved.Err = "it is older"
 				}
-				return ConfigLoaded{n.conf}
+				if e.Op == 0 {
+					return ConfigLoaded{n.conf}
+				}
+				n.step(ConfigLoaded{n.conf})
+				return saved
 			})
 		case Consider:
 			n.later(20*time.Millisecond, func() Event { return Considered{Op: e.Op, Decision: e.Ask.Answer()} })

@@ -344,10 +344,18 @@ func (a *agentd) carryOut(e fdm.Effect) {
 		s.emitted(h, &e.Event)
 	case fdm.SaveConfig:
 		a.later(5*time.Millisecond, func() fdm.Event {
+			saved := fdm.ConfigSaved{Op: e.Op}
 			if e.Version > h.file && s.files[e.Version] != nil {
 				h.file = e.Version
+			} else {
+				saved.Err = "it is older than the version kept"
 			}
-			return fdm.ConfigLoaded{Config: s.files[h.file].conf}
+			loaded := fdm.ConfigLoaded{Config: s.files[h.file].conf}
+			if e.Op == 0 {
+				return loaded
+			}
+			a.post(loaded)
+			return saved
 		})
 	case fdm.Consider:
 		a.later(20*time.Millisecond, func() fdm.Event { return fdm.Considered{Op: e.Op, Decision: e.Ask.Answer()} })
