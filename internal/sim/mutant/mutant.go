@@ -11,6 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"hanok.dev/hanok/internal/sim/fuzz"
 )
 
 // Mutant is one bug.
@@ -27,7 +30,20 @@ type Mutant struct {
 	// Disasters are the ones in which it is to be found, as `hanok sim fuzz
 	// --disasters` names them; empty: all kinds.
 	Disasters string
+	// Seed is one that found it when the table was last measured; 0: none did.
+	// The seeds before it are those of the same disasters, from 1 on.
+	Seed uint64
+	// Covered says for one that cannot be found which other rules prevent what it
+	// would do; such a mutant is no proof of anything and is not counted.
+	Covered string
 }
+
+// Seeds is in how many seeds, from 1 on, every mutant must be found.
+const Seeds = 2000
+
+// Clusters are the clusters in which mutants live, those of `hanok sim fuzz --hosts 3
+// --vms 6 --duration 6m`, with the disasters of the mutant.
+var Clusters = fuzz.Config{Hosts: 3, VMs: 6, Duration: 6 * time.Minute}
 
 // Change is a text of a file that another replaces.
 type Change struct{ File, Old, New string }
