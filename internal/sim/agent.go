@@ -194,6 +194,9 @@ func (a *agentd) step(ev fdm.Event) {
 	s.steps++
 	life := a.life
 	effects := a.m.Step(a.h.clock(), ev)
+	if r, ok := ev.(fdm.MessageReceived); ok && r.Message.Command != nil && a.h.s.conf.Enabled {
+		s.check.ordered(a.h, r.Message.Command)
+	}
 	for i, e := range effects {
 		if a.stall > 0 {
 			if a.stall--; a.stall == 0 {

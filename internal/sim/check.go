@@ -30,6 +30,7 @@ type truth struct {
 	possible time.Duration // a host may take it since then; 0: none may
 	silent   time.Duration // down without a stated reason since then; 0: it has one
 	userStop bool          // its user asked for the end of the instance that ran last
+	byItself bool          // the process that ended last was shut down in the guest, and not by HA
 	last     uint64        // the instance that ran last
 }
 
@@ -183,11 +184,13 @@ func (c *checker) ended(p *proc, why endReason, detail string) {
 	if why == endGuest || why == endUser || why == endHostShutdown {
 		p.vm.truth.userStop = true
 	}
+	p.vm.truth.byItself = why == endGuest && !p.asked && c.storageGood(p)
 	c.update(p.vm)
 }
 
 // stopAsked: the cluster ends a VM that ran. It must have a reason.
 func (c *checker) stopAsked(p *proc, what string) {
+	p.asked = true
 	if !p.resumed || p.vm.truth.userStop || c.mayStop(p) {
 		return
 	}
@@ -232,17 +235,26 @@ func (c *checker) mayStop(p *proc) bool {
 	case ha.VMMonitoring.Mode != "off" && p.hung:
 		return true
 	}
+	return !c.storageGood(p) // by what VM component protection says
+}
+
+// storageGood: the storage of a VM answers its host, and has long enough for that to
+// be known there.
+func (c *checker) storageGood(p *proc) bool {
 	for _, d := range p.vm.disks {
 		if q := p.h.paths[d.i]; q == nil || q.state != pathGood || c.s.now-q.since < c.storageKnown() {
-			return true // by what VM component protection says
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // linked: a record was published.
 func (c *checker) linked(d *disk, rec model.LockRecord) {
 	rs := d.locks[rec.Lock]
+	if rec.State == model.LockReleased && rec.Reason == model.ReasonHAOff {
+		c.poweredOff(d, rec)
+	}
 	if len(rs) < 2 || rec.State != model.LockHeld {
 		return
 	}
@@ -258,6 +270,24 @@ func (c *checker) linked(d *disk, rec model.LockRecord) {
 			c.violate(InvariantLock, g.name, "%s takes the lock of %s, which runs on %s", rec.Owner, g.name, p.h.name)
 		}
 	}
+}
+
+// poweredOff: a lock is released for a restart because HA stopped its VM. Of a guest
+// that shut down only a note about this very epoch can say so.
+func (c *checker) poweredOff(d *disk, rec model.LockRecord) {
+	g := c.s.byVM[model.VMID(rec.Lock)]
+	if g == nil || !g.truth.byItself {
+		return
+	}
+	if n := d.notes[g.id]; n.LockEpoch != rec.Epoch-1 || n.Withdrawn {
+		c.violate(InvariantPolicy, g.name, "%s was shut down in the guest on %s, and is to be restarted as if HA had stopped it", g.name, rec.Owner)
+	}
+}
+
+// ordered: an agent takes a command in; what it claims later is of no older term.
+func (c *checker) ordered(h *host, cmd *fdm.Command) {
+	k := termKey{h, h.agent.life, cmd.VM.Home}
+	c.terms[k] = max(c.terms[k], cmd.Term)
 }
 
 // requested notes what the agent asks of its guard.

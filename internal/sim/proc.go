@@ -37,6 +37,7 @@ type proc struct {
 	frozen   bool   // by its cgroup
 	freezeOp uint64
 	resumed  bool          // ever ran
+	asked    bool          // the agent asked for its end
 	busy     *path         // a write hangs there
 	dying    bool          // killed, but its write hangs in the kernel
 	hung     bool          // the guest answers nothing

@@ -1,6 +1,6 @@
-// Mutants proves that random disasters find deliberate bugs: it compiles itself
-// once for each mutant, with the bug in, and lets that program run seeds until an
-// invariant breaks. The code without a bug must pass the same seeds.
+// Mutants proves that random disasters find deliberate bugs: it compiles itself with
+// all of them in, and lets that program run seeds with one of them on until an
+// invariant breaks. With none on it must pass the same seeds.
 //
 //	go run ./test/mutants [-seeds 2000] [-search] [-disasters KIND] [NAME…]
 //
@@ -47,7 +47,7 @@ func main() {
 	if *child {
 		os.Exit(hunt(*start, o.seeds, o.disasters))
 	}
-	if err := o.prove(flag.Args()); err != nil {
+	if err := o.prove(".", flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
@@ -82,15 +82,11 @@ type options struct {
 	disasters    string
 }
 
-func (o *options) prove(only []string) error {
+func (o *options) prove(root string, only []string) error {
 	for _, name := range only {
 		if !slices.ContainsFunc(mutant.All, func(m mutant.Mutant) bool { return m.Name == name }) {
 			return fmt.Errorf("there is no mutant %q", name)
 		}
-	}
-	root, err := os.Getwd()
-	if err != nil {
-		return err
 	}
 	var list []mutant.Mutant
 	for _, m := range mutant.All {
@@ -104,8 +100,19 @@ func (o *options) prove(only []string) error {
 		}
 		list = append(list, m)
 	}
+	dir, err := os.MkdirTemp("", "hanok-mutants-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	began := time.Now()
+	p, err := compile(root, dir)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d mutants compiled in %.0f s\n", len(mutant.All), time.Since(began).Seconds())
 	if o.clean > 0 {
-		if err := o.proveClean(root, list); err != nil {
+		if err := o.proveClean(p, list); err != nil {
 			return err
 		}
 	}
@@ -113,7 +120,7 @@ func (o *options) prove(only []string) error {
 	survived := 0
 	for _, m := range list {
 		began := time.Now()
-		f, err := o.find(root, &m)
+		f, err := o.find(p, &m)
 		seed, what := strconv.FormatUint(f.seed, 10), m.Rule
 		switch {
 		case err != nil: // the rest of the table is worth knowing
@@ -134,15 +141,10 @@ func (o *options) prove(only []string) error {
 
 // proveClean lets the code without a bug run the seeds that the bugs were found
 // with, and the first ones of each kind of disasters.
-func (o *options) proveClean(root string, list []mutant.Mutant) error {
-	p, err := compile(root, &mutant.Mutant{})
-	if err != nil {
-		return fmt.Errorf("without a bug: %w", err)
-	}
-	defer p.remove()
+func (o *options) proveClean(p program, list []mutant.Mutant) error {
 	began, done, passed := time.Now(), map[string]bool{}, uint64(0)
 	pass := func(disasters string, start, seeds uint64) error {
-		f, err := p.run(disasters, start, seeds)
+		f, err := p.run("", disasters, start, seeds)
 		switch {
 		case err != nil:
 			return fmt.Errorf("without a bug: %w", err)
@@ -171,18 +173,13 @@ func (o *options) proveClean(root string, list []mutant.Mutant) error {
 }
 
 // find lets a mutant run: where it was found before, then from seed 1 on.
-func (o *options) find(root string, m *mutant.Mutant) (finding, error) {
-	p, err := compile(root, m)
-	if err != nil {
-		return finding{}, err
-	}
-	defer p.remove()
+func (o *options) find(p program, m *mutant.Mutant) (finding, error) {
 	if m.Seed > 0 && m.Seed <= o.seeds && !o.search {
-		if f, err := p.run(m.Disasters, m.Seed, 1); err != nil || f.seed != 0 {
+		if f, err := p.run(m.Name, m.Disasters, m.Seed, 1); err != nil || f.seed != 0 {
 			return f, err
 		}
 	}
-	return p.run(m.Disasters, 1, o.seeds)
+	return p.run(m.Name, m.Disasters, 1, o.seeds)
 }
 
 func nameOf(theme string) string {
@@ -192,43 +189,35 @@ func nameOf(theme string) string {
 	return theme
 }
 
-// program is this program, compiled with a bug.
-type program struct{ dir, bin string }
+// program is this program, compiled with the bugs.
+type program struct{ bin string }
 
-func (p program) remove() { _ = os.RemoveAll(p.dir) }
-
-// compile makes the program of a mutant, or of the code as it is if that has no
-// name.
-func compile(root string, m *mutant.Mutant) (program, error) {
-	dir, err := os.MkdirTemp("", "hanok-mutant-")
+// compile makes the program with all mutants in dir. root is the repository's.
+func compile(root, dir string) (program, error) {
+	root, err := filepath.Abs(root)
 	if err != nil {
 		return program{}, err
 	}
-	p := program{dir, filepath.Join(dir, "mutant")}
-	args := []string{"build", "-o", p.bin}
-	if m.Name != "" {
-		overlay, err := m.Overlay(root, dir)
-		if err != nil {
-			p.remove()
-			return program{}, err
-		}
-		args = append(args, "-overlay", overlay)
+	overlay, err := mutant.Overlay(root, dir, mutant.All)
+	if err != nil {
+		return program{}, err
 	}
-	cmd := exec.Command("go", append(args, "./test/mutants")...)
+	p := program{filepath.Join(dir, "mutants")}
+	cmd := exec.Command("go", "build", "-o", p.bin, "-overlay", overlay, "./test/mutants")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
-		p.remove()
 		return program{}, fmt.Errorf("it does not compile: %w: %s", err, out)
 	}
 	return p, nil
 }
 
-// run lets the program run seeds, until an invariant breaks.
-func (p program) run(disasters string, start, seeds uint64) (finding, error) {
+// run lets the program run seeds with a mutant on, until an invariant breaks.
+func (p program) run(name, disasters string, start, seeds uint64) (finding, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, p.bin, "-child", "-start", strconv.FormatUint(start, 10), "-seeds", strconv.FormatUint(seeds, 10), "-disasters", disasters)
+	cmd.Env = append(os.Environ(), mutant.Env+"="+name)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	var exit *exec.ExitError

@@ -99,7 +99,11 @@ func (g *generator) cluster() string {
 	timing := g.pick([]string{"fast", "fast", "fast", "steady"})
 	g.lease = map[string]model.Timing{"fast": model.TimingFast, "steady": model.TimingSteady}[timing].StaleAfter()
 	fmt.Fprintf(&b, "  timing: %s\n", timing)
-	fmt.Fprintf(&b, "  isolationResponse: %s\n  isolationDelay: %ds\n", g.pick([]string{"none", "none", "powerOff"}), 1+g.rng.IntN(6))
+	response := g.pick([]string{"none", "none", "powerOff"})
+	if g.cfg.Theme == "notes" {
+		response = "shutdown"
+	}
+	fmt.Fprintf(&b, "  isolationResponse: %s\n  isolationDelay: %ds\n", response, 1+g.rng.IntN(6))
 	b.WriteString("networks: [{name: mgmt, heartbeat: true}, {name: hb2, heartbeat: true}, {name: vm}]\ndatastores:\n")
 	for i := range 1 + g.rng.IntN(2) {
 		g.ds = append(g.ds, fmt.Sprintf("ds%d", i+1))

@@ -16,14 +16,17 @@ type theme func(g *generator, at time.Duration, h string) time.Duration
 // break a rule meets there often enough to be found. Hosts, order and moments are
 // random as ever.
 var themes = map[string]theme{
+	"again":   (*generator).backForAMoment,
 	"answers": (*generator).lateAnswers,
 	"contact": (*generator).lostContact,
 	"hand":    (*generator).byHand,
 	"lists":   (*generator).changingPrimaries,
+	"notes":   (*generator).oldNotes,
 	"orders":  (*generator).lateOrders,
 	"restart": (*generator).guardsRestart,
 	"return":  (*generator).hostReturns,
 	"stale":   (*generator).staleReads,
+	"starts":  (*generator).lateStarts,
 }
 
 // Themes are the names that [Config.Theme] may have.
@@ -64,6 +67,9 @@ func (g *generator) mend(at time.Duration, h string) {
 	g.add(at, "heal %s", h)
 	g.add(at, "cont agent %s", h)
 	g.add(at, "power-on %s", h)
+	if g.cfg.Theme == "starts" {
+		g.add(at, "cont libvirtd %s", h)
+	}
 }
 
 // hostReturns: a host is cut off from everything, and comes back when others
@@ -120,6 +126,76 @@ func (g *generator) lateAnswers(at time.Duration, h string) time.Duration {
 	return end
 }
 
+// backForAMoment: a host that is cut off comes back before others take its VMs, for
+// so short a time that its claims are under way when its storage falls silent
+// again. Their answers come when it is back for good, just as others claim.
+func (g *generator) backForAMoment(at time.Duration, h string) time.Duration {
+	g.paths(at, h, "lost")
+	g.add(at+g.upTo(300*time.Millisecond), "cut %s both", h)
+	for _, o := range g.others(h) {
+		g.paths(at, o, "slow")
+	}
+	moment := at + g.lease - g.between(1200*time.Millisecond, 1900*time.Millisecond)
+	g.paths(moment, h, "slow")
+	again := moment + g.between(1400*time.Millisecond, 3000*time.Millisecond)
+	g.paths(again, h, "unanswered")
+	back := again + g.lease + g.between(2500*time.Millisecond, 4500*time.Millisecond)
+	g.paths(back, h, "none")
+	end := back + g.between(6*time.Second, 10*time.Second)
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	return end + 8*time.Second
+}
+
+// oldNotes: an isolated host shuts its VMs down and writes so; later, when they run
+// there again, its agent restarts while their users shut them down.
+func (g *generator) oldNotes(at time.Duration, h string) time.Duration {
+	g.add(at, "cut %s both", h)
+	healed := at + g.between(14*time.Second, 22*time.Second)
+	g.add(healed, "heal %s", h)
+	lost := healed + g.between(2*time.Second, 6*time.Second)
+	for _, o := range g.others(h) {
+		g.add(lost+g.upTo(time.Second), "power-off %s", o)
+	}
+	killed := lost + g.lease + g.between(6*time.Second, 12*time.Second)
+	g.add(killed, "kill agent %s", h)
+	for i := range g.cfg.VMs {
+		if g.rng.IntN(3) > 0 {
+			down := killed + g.between(-3*time.Second, 6*time.Second)
+			g.add(down, "vm shutdown vm%d", i+1)
+			g.add(down+g.between(12*time.Second, 16*time.Second), "vm start vm%d", i+1)
+		}
+	}
+	end := killed + 12*time.Second
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	return end + 15*time.Second
+}
+
+// lateStarts: VMs are being started on a host whose libvirt stands still and that is
+// cut off; when libvirt goes on, others run them.
+func (g *generator) lateStarts(at time.Duration, h string) time.Duration {
+	g.crashes(at, 500*time.Millisecond)
+	g.crashes(at, 500*time.Millisecond)
+	lost := at + g.between(300*time.Millisecond, 4*time.Second)
+	g.add(lost, "stop libvirtd %s", h)
+	lost += g.upTo(time.Second)
+	g.paths(lost, h, g.pick([]string{"lost", "hang"}))
+	g.add(lost+g.upTo(300*time.Millisecond), "cut %s both", h)
+	back := lost + g.lease + g.between(time.Second, 8*time.Second)
+	if g.rng.IntN(2) == 0 {
+		g.paths(back, h, "none")
+	}
+	g.add(back+g.upTo(time.Second), "cont libvirtd %s", h)
+	end := back + 6*time.Second
+	for _, o := range g.hosts {
+		g.mend(end, o)
+	}
+	return end + 8*time.Second
+}
+
 // lostContact: the storage of a host hangs with writes outstanding, which its
 // contact to the primary makes harmless; then the contact ends, and soon after
 // the writes land.
@@ -133,8 +209,10 @@ func (g *generator) lostContact(at time.Duration, h string) time.Duration {
 		g.add(at, "partition %s,%s | %s", h, friend, strings.Join(rest[1:], ","))
 	}
 	lost := at + g.lease + g.between(time.Second, 10*time.Second)
-	switch n := g.rng.IntN(5); {
-	case parted && n < 3:
+	switch n := g.rng.IntN(6); {
+	case n < 2 && parted: // another host gets the list, and did not hear h
+		g.add(lost, "stop agent %s", friend)
+	case n == 2 && parted:
 		for _, o := range g.hosts {
 			g.add(lost, "heal %s", o)
 		}
@@ -148,7 +226,10 @@ func (g *generator) lostContact(at time.Duration, h string) time.Duration {
 	default:
 		g.add(lost, "cut %s both", h)
 	}
-	back := lost + g.between(500*time.Millisecond, g.lease+6*time.Second)
+	back := lost + g.between(g.lease/2, g.lease)
+	if g.rng.IntN(2) == 0 {
+		back = lost + g.between(500*time.Millisecond, g.lease+6*time.Second)
+	}
 	g.paths(back, h, "none")
 	for _, o := range g.hosts {
 		g.mend(back+g.lease+3*time.Second, o)

@@ -1,8 +1,8 @@
 // Package mutant is a table of deliberate bugs: one small change of the protocol's
 // code each, that takes a rule of docs/protocol.md away. Random disasters must find
 // every one (`make sim-mutants`, docs/mutants.md). Production code knows nothing of
-// them: a mutant is compiled through go build's overlay, from a changed copy of one
-// file.
+// them: the simulator is compiled once through go build's overlay, with every bug in
+// and none of them on; [Env] names the one that is.
 package mutant
 
 import (
@@ -23,20 +23,24 @@ type Mutant struct {
 	Rule string
 	// File is the changed file, from the root of the repository.
 	File string
-	// Old is the text that New replaces; it must be there exactly once.
+	// Old is the text that New replaces; it must be there exactly once, inside a
+	// function.
 	Old, New string
 	// Also are further changes, for a rule that is kept in several places.
 	Also []Change
 	// Disasters are the ones in which it is to be found, as `hanok sim fuzz
 	// --disasters` names them; empty: all kinds.
 	Disasters string
-	// Seed is one that found it when the table was last measured; 0: none did.
-	// The seeds before it are those of the same disasters, from 1 on.
+	// Seed is the first of these disasters, from 1 on, that found it when the table
+	// was last measured.
 	Seed uint64
-	// Covered says for one that cannot be found which other rules prevent what it
+	// Covered says of one that cannot be found which other rules prevent what it
 	// would do; such a mutant is no proof of anything and is not counted.
 	Covered string
 }
+
+// Change is a text of a file that another replaces.
+type Change struct{ File, Old, New string }
 
 // Seeds is in how many seeds, from 1 on, every mutant must be found.
 const Seeds = 2000
@@ -44,9 +48,6 @@ const Seeds = 2000
 // Clusters are the clusters in which mutants live, those of `hanok sim fuzz --hosts 3
 // --vms 6 --duration 6m`, with the disasters of the mutant.
 var Clusters = fuzz.Config{Hosts: 3, VMs: 6, Duration: 6 * time.Minute}
-
-// Change is a text of a file that another replaces.
-type Change struct{ File, Old, New string }
 
 // Apply returns the changed files' contents, by their names from root, the
 // repository's.
@@ -69,10 +70,10 @@ func (m Mutant) Apply(root string) (map[string]string, error) {
 	return out, nil
 }
 
-// Overlay writes the changed files and an overlay for `go build -overlay` into
-// dir, and returns the overlay's path. root is the repository's.
-func (m Mutant) Overlay(root, dir string) (string, error) {
-	files, err := m.Apply(root)
+// Overlay writes files with all mutants in them and an overlay for `go build
+// -overlay` into dir, and returns the overlay's path. root is the repository's.
+func Overlay(root, dir string, all []Mutant) (string, error) {
+	files, err := switched(root, all)
 	if err != nil {
 		return "", err
 	}
