@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -28,12 +29,17 @@ func TestApply(t *testing.T) {
 		t.Fatal(err)
 	}
 	check := newChecker(t)
-	seen := map[string]bool{}
+	seen, found := map[string]bool{}, 0
 	for _, m := range All {
 		got, err := m.Apply(root)
 		disasters := m.Disasters
 		if disasters == "" {
 			disasters = "all"
+		}
+		seed := ""
+		if m.Covered == "" {
+			seed = strconv.FormatUint(m.Seed, 10) + " |"
+			found++
 		}
 		switch {
 		case err != nil:
@@ -43,16 +49,18 @@ func TestApply(t *testing.T) {
 			t.Errorf("mutant %s is there twice", m.Name)
 		case m.Disasters != "" && !slices.Contains(fuzz.Themes(), m.Disasters):
 			t.Errorf("mutant %s: there are no disasters %q", m.Name, m.Disasters)
-		case !bytes.Contains(docs, []byte("| "+m.Name+" | "+m.Rule+" | "+disasters+" |")):
-			t.Errorf("docs/mutants.md does not list mutant %s with its rule and its disasters (%s)", m.Name, disasters)
+		case !bytes.Contains(docs, []byte("| "+m.Name+" | "+m.Rule+" | "+disasters+" | "+seed)):
+			t.Errorf("docs/mutants.md does not list mutant %s with its rule, its disasters (%s) and its seed (%s)", m.Name, disasters, seed)
+		case m.Covered == "" && (m.Seed == 0 || m.Seed > Seeds) || m.Covered != "" && m.Seed != 0:
+			t.Errorf("mutant %s: seed %d must be 1 to %d, or it is covered and has none", m.Name, m.Seed, Seeds)
 		}
 		seen[m.Name] = true
 		if err := check.compiles(got); err != nil {
 			t.Errorf("mutant %s does not compile: %v", m.Name, err)
 		}
 	}
-	if len(seen) < 20 {
-		t.Errorf("%d mutants are fewer than 20", len(seen))
+	if found < 20 {
+		t.Errorf("%d mutants that are found are fewer than 20", found)
 	}
 	if err := check.compiles(map[string]string{All[0].File: "package lease\nvar x int = \"text\"\n"}); err == nil {
 		t.Error("what does not compile passes")
