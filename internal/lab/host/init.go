@@ -70,9 +70,7 @@ func Init() error {
 		return report(err)
 	}
 	if spec.packaged() {
-		if err := becomeSystemd(func() error { _, err := status.WriteString(ready + "\n"); return err }); err != nil {
-			return report(err)
-		}
+		return report(becomeSystemd(func() error { _, err := status.WriteString(ready + "\n"); return err }))
 	}
 	os.Setenv("PATH", layout.HostBin+":"+os.Getenv("PATH"))
 	if _, err := status.WriteString(ready + "\n"); err != nil {
