@@ -130,6 +130,7 @@ const (
 	StopFailed        StopCause = "failed"        // its process died
 	StopMigrated      StopCause = "migrated"
 	StopSaved         StopCause = "saved"
+	StopUndone        StopCause = "undone" // its start failed half-way and was undone by HA
 )
 
 // HypervisorDone answers Hypervise.

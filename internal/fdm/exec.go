@@ -176,6 +176,7 @@ func (m *Machine) claim(e *exec) {
 			return
 		}
 		e.epoch = r.Epoch
+		delete(m.undone, e.cmd.VM.ID)
 		m.progress(e, StageLocked)
 		m.define(e)
 	})
@@ -265,6 +266,7 @@ func (m *Machine) rollBack(e *exec, code, text string) {
 		m.giveBack(e, model.ReasonStartFail, Progress{Stage: StageFailed, Code: code, Text: text})
 		return
 	}
+	m.undone[e.cmd.VM.ID] = true
 	m.hypervise(CallKill, e.cmd.VM.ID, "", func(HypervisorDone) {
 		m.ask(lease.Request{Kill: &lease.KillRequest{VM: e.cmd.VM.ID, Epoch: e.epoch}}, func(lease.Reply) {
 			m.giveBack(e, model.ReasonStartFail, Progress{Stage: StageFailed, Code: code, Text: text})
@@ -283,6 +285,7 @@ func (m *Machine) giveBack(e *exec, reason string, p Progress) {
 		case e.over:
 		case r.Code == lease.CodeOK:
 			e.epoch = max(r.Epoch, e.epoch+1)
+			delete(m.undone, e.cmd.VM.ID)
 			m.finish(e, p)
 		case r.Code == lease.CodeUnknownVM || r.Code == lease.CodeHeldByOther:
 			m.finish(e, p) // there is nothing to give back
@@ -439,6 +442,8 @@ func releaseReason(c StopCause) string {
 		return model.ReasonGuestOff
 	case StopDestroyed, StopSaved:
 		return model.ReasonUserOff
+	case StopUndone:
+		return model.ReasonStartFail
 	}
 	return model.ReasonCrashed
 }
@@ -449,6 +454,7 @@ func (m *Machine) release(id model.VMID, g lease.VMStatus, reason string) {
 		if r.Code == lease.CodeOK || r.Code == lease.CodeUnknownVM || r.Code == lease.CodeHeldByOther {
 			delete(m.releasing, id)
 			delete(m.ended, id)
+			delete(m.undone, id)
 			if s, ok := m.guarded[id]; ok && s.Epoch == g.Epoch {
 				delete(m.guarded, id)
 			}

@@ -168,6 +168,12 @@ func (m *Machine) onDomain(d Domain) {
 
 func (m *Machine) setDomain(d Domain) {
 	old := m.domains[d.VM]
+	switch {
+	case d.Active && !d.Paused && m.busyVM[d.VM] == nil:
+		delete(m.undone, d.VM)
+	case !d.Active && m.undone[d.VM]:
+		d.Cause = StopUndone // libvirt says how it ended, as if a user had
+	}
 	next := &domain{Domain: d}
 	if old != nil {
 		next.leaving = old.leaving && !d.Active

@@ -129,6 +129,7 @@ type Machine struct {
 	iso     isolation
 	losses  map[model.DatastoreName]*loss
 	haOff   map[model.VMID]haStop // VMs that HA is stopping here
+	undone  map[model.VMID]bool   // VMs whose start failed half-way, while their lock is not released
 	leaving *leaving              // nil unless this host goes down on purpose
 	// inherited are the VMs that ran here when this life of the agent began,
 	// nil until the guard told: a former life may have ordered their stop.
@@ -170,6 +171,7 @@ func New(cfg Config) *Machine {
 		netLost:       map[string]bool{},
 		losses:        map[model.DatastoreName]*loss{},
 		haOff:         map[model.VMID]haStop{},
+		undone:        map[model.VMID]bool{},
 		held:          map[model.VMID]*vm{},
 
 		recovering: map[model.VMID]*vm{},
