@@ -438,12 +438,12 @@ func (m *Machine) tend(id model.VMID) {
 
 func releaseReason(c StopCause) string {
 	switch c {
+	case StopUndone:
+		return model.ReasonStartFail
 	case StopGuestShutdown:
 		return model.ReasonGuestOff
 	case StopDestroyed, StopSaved:
 		return model.ReasonUserOff
-	case StopUndone:
-		return model.ReasonStartFail
 	}
 	return model.ReasonCrashed
 }
