@@ -288,6 +288,7 @@ func (m *Machine) giveBack(e *exec, reason string, p Progress) {
 			delete(m.undone, e.cmd.VM.ID)
 			m.finish(e, p)
 		case r.Code == lease.CodeUnknownVM || r.Code == lease.CodeHeldByOther:
+			delete(m.undone, e.cmd.VM.ID)
 			m.finish(e, p) // there is nothing to give back
 		case e.tries >= 5:
 			if p.Stage == StageGone {

@@ -126,11 +126,14 @@ type Machine struct {
 	resultLog     []string
 	terms         map[model.DatastoreName]model.Term
 
-	iso     isolation
-	losses  map[model.DatastoreName]*loss
-	haOff   map[model.VMID]haStop // VMs that HA is stopping here
-	undone  map[model.VMID]bool   // VMs whose start failed half-way, while their lock is not released
-	leaving *leaving              // nil unless this host goes down on purpose
+	iso    isolation
+	losses map[model.DatastoreName]*loss
+	haOff  map[model.VMID]haStop // VMs that HA is stopping here
+	// undone are VMs whose start failed half-way and was ended here, while their
+	// lock is not released: no haStop, which gives way to a user's stop at the same
+	// moment, as the end of an undone start looks to libvirt.
+	undone  map[model.VMID]bool
+	leaving *leaving // nil unless this host goes down on purpose
 	// inherited are the VMs that ran here when this life of the agent began,
 	// nil until the guard told: a former life may have ordered their stop.
 	inherited map[model.VMID]model.Epoch
