@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"hanok.dev/hanok/internal/resident"
 )
 
 // The guard is to fit in 40 MiB; the collector works harder near this limit.
@@ -26,11 +28,8 @@ func protectProcess(runDir string) (warnings []string) {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
 		warnings = append(warnings, fmt.Sprintf("the guard is not protected from the OOM killer: %v", err))
 	}
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-		warnings = append(warnings, fmt.Sprintf("the guard is not locked in memory: %v", err))
-	}
-	if err := loadProgram(); err != nil {
-		warnings = append(warnings, fmt.Sprintf("the guard's program is not all in memory: %v", err))
+	if err := resident.Lock(); err != nil {
+		warnings = append(warnings, fmt.Sprintf("the guard is not all in memory: %v", err))
 	}
 	if why := notInMemory(runDir); why != "" {
 		warnings = append(warnings, why)
@@ -41,6 +40,18 @@ func protectProcess(runDir string) (warnings []string) {
 		warnings = append(warnings, fmt.Sprintf("%d threads of the guard have no real-time priority; start it through its service (SCHED_FIFO before exec)", n))
 	}
 	return warnings
+}
+
+// notInMemory says why what is written in dir may wait for a disk, or "".
+func notInMemory(dir string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Sprintf("it is not known whether %s is in memory: %v", dir, err)
+	}
+	if st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
+		return fmt.Sprintf("%s is on a disk, and the guard waits for it before each heartbeat: make it a tmpfs", dir)
+	}
+	return ""
 }
 
 // threadsWithoutFIFO counts this process's threads that are not SCHED_FIFO.

@@ -88,12 +88,14 @@ func run(m *testing.M) int {
 	return code
 }
 
-// dumpLogs prints the ends of all hosts' logs: the lab is gone afterwards.
+// dumpLogs prints the ends of all hosts' logs and of what happened to the hosts:
+// the lab is gone afterwards.
 func dumpLogs(c *lab.Client) {
 	if c == nil {
 		return
 	}
 	files, _ := filepath.Glob(filepath.Join(c.Layout().DataDir(), "hosts", "*", "var", "log", "hanok", "*.log"))
+	files = append(files, c.Layout().EventLog())
 	for _, f := range files {
 		data, err := os.ReadFile(f)
 		if err != nil {

@@ -25,6 +25,7 @@ import (
 	"hanok.dev/hanok/internal/lab/layout"
 	"hanok.dev/hanok/internal/lab/network"
 	"hanok.dev/hanok/internal/lab/observer"
+	"hanok.dev/hanok/internal/resident"
 )
 
 // priority puts the supervisor before the hosts' own work: a real disk or
@@ -57,6 +58,9 @@ func SettingsFile(lab layout.Lab) string { return filepath.Join(lab.DataDir(), "
 func Run(ctx context.Context, lab layout.Lab) error {
 	raisePriority()
 	s := &Supervisor{lab: lab, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	if err := resident.Lock(); err != nil { // its disks and watchdogs do not wait for this machine's
+		s.log.Warn("the lab may stand still with this machine's disk", "err", err)
+	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	defer s.cancel()
 	if err := s.load(); err != nil {

@@ -1,4 +1,4 @@
-package guard
+package resident
 
 import (
 	"os"
@@ -50,17 +50,5 @@ func TestMapped(t *testing.T) {
 	}
 	if _, err := mapped(strings.NewReader("x-y r-xp 0 0 0 f\n"), "f"); err == nil {
 		t.Error("nonsense was taken")
-	}
-}
-
-func TestNotInMemory(t *testing.T) {
-	if why := notInMemory("/dev/shm"); why != "" {
-		t.Errorf("/dev/shm: %s", why)
-	}
-	if why := notInMemory("/proc"); !strings.Contains(why, "tmpfs") {
-		t.Errorf("/proc: %q", why)
-	}
-	if why := notInMemory("/no/such/directory"); !strings.Contains(why, "not known") {
-		t.Errorf("a directory that is not there: %q", why)
 	}
 }

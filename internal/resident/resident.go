@@ -1,7 +1,10 @@
-package guard
+// Package resident keeps a program in memory, so that it goes on while the disk
+// that it came from stands still.
+package resident
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,10 +17,23 @@ import (
 // madvPopulateRead is MADV_POPULATE_READ of Linux 5.14 and later.
 const madvPopulateRead = 22
 
-// loadProgram reads all of this program into memory, where MCL_ONFAULT keeps it:
-// code that is needed for the first time when a lease ends must not wait for the
-// disk that it came from, which may be behind the same path. A thread that waits for
-// such a page holds up the garbage collector, and that all others.
+// Lock reads all of this program into memory and keeps it there, with what it
+// allocates from now on: code that is needed for the first time in an emergency must
+// not wait for a disk. A thread that waits for such a page holds up the garbage
+// collector, and that all others. What could not be done is in the error; the rest
+// is done.
+func Lock() error {
+	lock := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+	if lock != nil {
+		lock = fmt.Errorf("lock memory: %w", lock)
+	}
+	load := loadProgram()
+	if load != nil {
+		load = fmt.Errorf("read the program: %w", load)
+	}
+	return errors.Join(lock, load)
+}
+
 func loadProgram() error {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -65,16 +81,4 @@ func mapped(maps io.Reader, file string) ([]span, error) {
 		out = append(out, span{uintptr(from), uintptr(to)})
 	}
 	return out, lines.Err()
-}
-
-// notInMemory says why what is written in dir may wait for a disk, or "".
-func notInMemory(dir string) string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Sprintf("it is not known whether %s is in memory: %v", dir, err)
-	}
-	if st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
-		return fmt.Sprintf("%s is on a disk, and the guard waits for it before each heartbeat: make it a tmpfs", dir)
-	}
-	return ""
 }
