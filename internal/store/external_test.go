@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -136,7 +135,7 @@ func TestTLSForEtcd(t *testing.T) {
 func TestAFullExternalEtcdIsTold(t *testing.T) {
 	c := etcdtest.Start(t, etcdtest.Options{Quota: 1 << 20})
 	s := openAt(t, Config{Endpoints: c.Endpoints()})
-	err := fill(t, s)
+	err := fill(t, s, func() bool { return false })
 	if !errors.Is(err, ErrFull) {
 		t.Fatalf("at the quota: %v", err)
 	}
@@ -145,14 +144,19 @@ func TestAFullExternalEtcdIsTold(t *testing.T) {
 	}
 }
 
-// fill writes one key again and again until an error, or more than any quota of
-// the tests.
-func fill(t *testing.T, s *Store) error {
+// fill writes one key again and again, until it is refused or enough says so.
+// etcd compares its size with the quota ten times a second: on a fast disk much
+// more than the quota is taken first.
+func fill(t *testing.T, s *Store, enough func() bool) error {
 	t.Helper()
-	for i := range 200 {
-		if _, err := s.Commit(t.Context(), new(Txn).Put("fill/1", []byte(strings.Repeat(fmt.Sprint(i%10), 100<<10)))); err != nil {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
+		if enough() {
+			return nil
+		}
+		if _, err := s.Commit(t.Context(), new(Txn).Put("fill/1", make([]byte, 100<<10))); err != nil {
 			return err
 		}
 	}
+	t.Fatal("30 s of writing filled nothing")
 	return nil
 }
