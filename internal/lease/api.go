@@ -121,8 +121,8 @@ type KillRequest struct {
 	VM    model.VMID  `json:"vm"`
 	Epoch model.Epoch `json:"epoch"`
 	// Before is the time since boot after which nothing may be killed any more:
-	// the reason for it may be over by then. It is refused with CodeExpired. 0:
-	// at any time.
+	// the reason for it may be over by then. It is refused with CodeExpired, as it is
+	// for an interval after the guard stood still. 0: at any time.
 	Before time.Duration `json:"before,omitempty"`
 }
 

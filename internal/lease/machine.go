@@ -76,6 +76,7 @@ type Machine struct {
 	hookSeen  bool
 	firstStep time.Duration // when it was, if stepped; see soon
 	stepped   bool
+	stood     time.Duration // when it last went on after it stood still; 0: never
 
 	subscribers  map[uint64]bool
 	statusDirty  bool
@@ -148,6 +149,9 @@ func New(cfg Config, saved *Saved) *Machine {
 func (m *Machine) Step(now time.Duration, ev Event) []Effect {
 	clear(m.out)
 	m.out = m.out[:0]
+	if m.stepped && now-m.now > longestSleep+m.cfg.Timing.Interval/2 {
+		m.stood = now
+	}
 	m.now = max(m.now, now)
 	if !m.stepped {
 		m.stepped, m.firstStep = true, m.now
@@ -248,10 +252,13 @@ func (m *Machine) advance() {
 	m.pet()
 }
 
+// longestSleep is the most that Next puts the next Step off.
+const longestSleep = time.Second
+
 // Next is the time by which Step must be called with a Tick if nothing else
 // happens.
 func (m *Machine) Next() time.Duration {
-	next := m.now + time.Second
+	next := m.now + longestSleep
 	at := func(t time.Duration) { next = min(next, max(t, m.now)) }
 	for _, s := range m.stores {
 		if m.scan.done && s.op == 0 {

@@ -255,6 +255,9 @@ func (m *Machine) killRequest(conn, id uint64, r KillRequest) {
 			Text: fmt.Sprintf("this host holds epoch %d, not %d", v.epoch, r.Epoch)})
 	case r.Before != 0 && m.now > r.Before:
 		m.refuse(conn, id, CodeExpired, fmt.Sprintf("the order to kill %s came %v too late: its reason may be over", v.name(), (m.now-r.Before).Round(time.Millisecond)))
+	case r.Before != 0 && m.stood != 0 && m.now-m.stood < m.cfg.Timing.Interval:
+		// Nobody heard from it what it finds out in these moments: that a datastore is back.
+		m.refuse(conn, id, CodeExpired, fmt.Sprintf("the guard stood still until %v ago: the reason to kill %s may be over", (m.now-m.stood).Round(time.Millisecond), v.name()))
 	case len(v.kills) >= maxWaiters:
 		m.refuse(conn, id, CodeBusy, "too many wait for its end already")
 	default:
