@@ -41,6 +41,8 @@ func TestVMsStopBeforeWhatTheyNeed(t *testing.T) {
 	}
 	if a := unit(t, "hanok-agent.service"); !slices.Contains(a["After"], "hanok-guard.service") || !slices.Contains(a["After"], "libvirtd.service") {
 		t.Error("the agent does not stop before the guard and libvirt")
+	} else if !slices.Contains(a["Wants"], "hanok-host-shutdown.service") {
+		t.Error("a host enrolled after its boot shuts down without stopping its VMs")
 	}
 	if g := unit(t, "hanok-guard.service"); !slices.Contains(g["Before"], "libvirtd.service") || !slices.Contains(g["After"], "remote-fs.target") {
 		t.Error("the guard does not start before libvirt and stop before remote file systems")

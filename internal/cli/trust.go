@@ -151,7 +151,7 @@ func (a *app) enrol(c *cobra.Command, server string, e enrolment) error {
 	if err := keepNewest(config.Store{Path: a.clusterFile}, file, e.force); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), "this machine is %s of cluster %s now; its certificate lasts until %s and is renewed by itself\nnext, if they do not run yet: systemctl enable --now hanok-guard hanok-agent\n",
+	fmt.Fprintf(c.OutOrStdout(), "this machine is %s of cluster %s now; its certificate lasts until %s and is renewed by itself\nnext: systemctl start hanok-guard && systemctl restart libvirtd && systemctl start hanok-agent (running VMs run on)\n",
 		host, file.Name, r.Expires.AsTime().Local().Format("2006-01-02 15:04"))
 	return nil
 }
