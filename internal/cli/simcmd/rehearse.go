@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -56,10 +57,12 @@ if the question cannot be answered.`,
 	f.BoolVar(&two, "two", false, "also every two hosts at once")
 	f.Uint64Var(&seed, "seed", 1, "what is left to chance")
 	f.StringVarP(&format, "output", "o", "", "json: the result for a program")
-	cmd.MarkFlagsMutuallyExclusive("host", "two")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if format != "" && format != "json" {
 			return usage("-o %s: only json is known", format)
+		}
+		if err := checkHosts(cmd.Flags().Changed("host"), hosts, two); err != nil {
+			return err
 		}
 		ask := Ask{Hosts: hosts, Two: two, Seed: seed}
 		var all []sim.Rehearsal
@@ -93,6 +96,28 @@ if the question cannot be answered.`,
 		return nil
 	}
 	return cmd
+}
+
+// checkHosts refuses a --host, if it was given, that asks nothing clear.
+func checkHosts(given bool, hosts []string, two bool) error {
+	if !given {
+		return nil
+	}
+	if two {
+		return usage("--host and --two: give one of them; several hosts after --host fail at once")
+	}
+	if len(hosts) == 0 {
+		return usage("--host: it names no host; leave it out to lose each in turn")
+	}
+	for i, h := range hosts {
+		if h == "" {
+			return usage("--host: it has an empty name; leave --host out to lose each in turn")
+		}
+		if slices.Contains(hosts[:i], h) {
+			return usage("--host: %s is named twice", h)
+		}
+	}
+	return nil
 }
 
 // question reads the cluster and where its VMs run.
@@ -158,6 +183,9 @@ func runHere(ctx context.Context, live Live, args []string, statusFile string, a
 	}
 	q.Seed = ask.Seed
 	losses := q.Losses(hostIDs(ask.Hosts), ask.Two)
+	if len(losses) == 0 {
+		return nil, nil, usage("the cluster has no host that is up: there is nothing to rehearse")
+	}
 	out := make([]sim.Rehearsal, len(losses))
 	p := progress{w: w, of: len(losses)}
 	defer p.end()
@@ -244,8 +272,9 @@ func printRehearsals(w io.Writer, absent []model.HostID, all []sim.Rehearsal) er
 
 // printSummary says which of the losses is the worst.
 func printSummary(w io.Writer, all []sim.Rehearsal) error {
-	bad, slowest := 0, sim.Rehearsal{}
+	bad, vms, slowest := 0, 0, sim.Rehearsal{}
 	for _, r := range all {
+		vms += len(r.VMs)
 		if r.Down > 0 {
 			bad++
 		}
@@ -259,8 +288,10 @@ func printSummary(w io.Writer, all []sim.Rehearsal) error {
 	}
 	if bad > 0 {
 		parts = append(parts, fmt.Sprintf("%d of %d losses leave VMs down", bad, len(all)))
-	} else {
+	} else if vms > 0 {
 		parts = append(parts, "every VM restarts")
+	} else {
+		parts = append(parts, "no VM runs on the hosts that fail: nothing has to restart")
 	}
 	_, err := i18n.Fprintln(w, strings.Join(parts, "; "))
 	return err

@@ -133,3 +133,31 @@ func write(t *testing.T, text string) string {
 	}
 	return file
 }
+
+// A question that asks nothing clear is refused, and never answered with yes.
+func TestRehearseRefusesUnclearHosts(t *testing.T) {
+	cluster, _ := clusterFiles(t)
+	for _, tt := range []struct {
+		says string
+		args []string
+	}{
+		{"host1 is named twice", []string{"--host", "host1,host1"}},
+		{"names no host", []string{"--host", ""}},
+		{"empty name", []string{"--host", "host1,"}},
+		{"--host and --two", []string{"--host", "host1", "--two"}},
+	} {
+		out, err := rehearse(t, nil, append(tt.args, cluster)...)
+		if err == nil || isAnswer(err) || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%v: %v, want a refusal that says %q\n%s", tt.args, err, tt.says, out)
+		}
+	}
+	idle := filepath.Join(t.TempDir(), "idle.yaml")
+	text, _, _ := strings.Cut(threeHosts, "vms:")
+	if err := os.WriteFile(idle, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := rehearse(t, nil, idle)
+	if err != nil || strings.Contains(out, "every VM restarts") || !strings.Contains(out, "nothing has to restart") {
+		t.Errorf("a cluster without VMs: %v\n%s", err, out)
+	}
+}
