@@ -193,6 +193,10 @@ func (m *Machine) send(o *order) {
 		m.dropOrder(o, "the term of the protected list changed")
 		return
 	}
+	if o.kind == CommandStart && v.p.Down == nil { // it settled while the record was being written
+		m.dropOrder(o, "it is not to be started any more")
+		return
+	}
 	if why := m.unfit(o.host); why != "" && o.kind == CommandStart {
 		m.dropOrder(o, fmt.Sprintf("%s cannot take it any more: %s", o.host.name, why))
 		return
