@@ -295,6 +295,15 @@ func mayView(ctx context.Context, cluster string) bool {
 	return access.From(ctx).May(hanokv1.Role_ROLE_VIEWER, cluster)
 }
 
+// mayOn refuses callers without a role on a cluster that the request does not name
+// itself, but a file or a task in it: the interceptor could not look at that one.
+func mayOn(ctx context.Context, role hanokv1.Role, cluster string) error {
+	if p := access.From(ctx); !p.May(role, cluster) {
+		return fail(connect.CodePermissionDenied, "", "%s may not do this on cluster %s", p.Name, cluster)
+	}
+	return nil
+}
+
 // clusters are those that a list is about: the named one, or all that the
 // caller may see.
 func (a *API) clusters(ctx context.Context, name string) ([]string, error) {

@@ -111,6 +111,9 @@ func (a Config) CheckConfig(ctx context.Context, r *hanokv1.CheckConfigRequest) 
 		out.Errors = fieldErrors(err)
 		return out, nil
 	}
+	if err := mayOn(ctx, hanokv1.Role_ROLE_VIEWER, c.Name); err != nil {
+		return nil, err
+	}
 	out.NextVersion = c.Version
 	if w := a.cache.Wanted(c.Name); w != nil {
 		out.CurrentVersion = w.Cluster.Version
@@ -335,9 +338,8 @@ func (a Config) ApplyConfig(ctx context.Context, r *hanokv1.ApplyConfigRequest) 
 	if r.Cluster != "" && r.Cluster != c.Name {
 		return nil, badConfig(config.Problem{Field: "name", Text: fmt.Sprintf("is %q, and the request is about %q", c.Name, r.Cluster)})
 	}
-	// The interceptor looked at the request's cluster: the file's may be another.
-	if p := access.From(ctx); !p.May(hanokv1.Role_ROLE_ADMINISTRATOR, c.Name) {
-		return nil, fail(connect.CodePermissionDenied, "", "%s may not do this on cluster %s", p.Name, c.Name)
+	if err := mayOn(ctx, hanokv1.Role_ROLE_ADMINISTRATOR, c.Name); err != nil {
+		return nil, err
 	}
 	out := &hanokv1.ApplyConfigResponse{}
 	return out, a.change(ctx, "ApplyConfig", r.IdempotencyKey, r, out, func() (*store.Txn, error) {

@@ -9,7 +9,6 @@ import (
 	"connectrpc.com/connect"
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
-	"hanok.dev/hanok/internal/server/access"
 	"hanok.dev/hanok/internal/server/state"
 	"hanok.dev/hanok/internal/store"
 )
@@ -175,10 +174,7 @@ func (a Tasks) task(ctx context.Context, id string, role hanokv1.Role) (*hanokv1
 	if t == nil || !mayView(ctx, t.Cluster) {
 		return nil, fail(connect.CodeNotFound, "hanok task list shows them", "there is no task %q", id)
 	}
-	if p := access.From(ctx); !p.May(role, t.Cluster) {
-		return nil, fail(connect.CodePermissionDenied, "", "%s may not do this on cluster %s", p.Name, t.Cluster)
-	}
-	return t, nil
+	return t, mayOn(ctx, role, t.Cluster)
 }
 
 // GetTask implements the service.

@@ -63,6 +63,13 @@ func New(c *config.Cluster) (*Cluster, error) {
 	return f, nil
 }
 
+// ID is that of the cluster.
+func (f *Cluster) ID() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.config.ID
+}
+
 // SetDown makes all agents unreachable, or reachable again.
 func (f *Cluster) SetDown(down bool) {
 	f.mu.Lock()
