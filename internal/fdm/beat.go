@@ -49,11 +49,16 @@ func (m *Machine) reads() bool {
 
 // checkContact finds out whether this primary is the one that is cut off: it
 // hears nobody and nobody answers its pings, while the others' heartbeats on
-// the datastores move. It gives the lists up then, for those who can act.
+// the datastores move, or hears only those who follow another. It gives the lists
+// up then, for those who can act.
 func (m *Machine) checkContact() {
-	alive, heard := false, false
+	alive, heard, others := false, false, false
 	for _, h := range m.order {
 		if h.self {
+			continue
+		}
+		if m.followsOther(h) {
+			alive, others = true, true // and its primary can act
 			continue
 		}
 		heard = heard || !h.suspect || h.answered
@@ -70,6 +75,9 @@ func (m *Machine) checkContact() {
 		return
 	}
 	why := "this host hears no other, while their heartbeats on the datastores move: it is cut off"
+	if others {
+		why = "all that this host hears follow another primary: it is cut off from that"
+	}
 	m.emit(event.Event{Kind: event.Network, Severity: event.Error, Host: m.cfg.Self, Text: fmt.Sprintf("%s is cut off from all other hosts and gives the protected lists up", m.cfg.Self), Cause: why})
 	for _, st := range m.storeBy {
 		m.closeList(st, why, true)
@@ -97,7 +105,7 @@ func (m *Machine) checkOwnFitness() {
 	}
 	better := false
 	for _, h := range m.order {
-		if !h.self && m.now-h.heard <= m.silence() && h.beat.Datastores > mine {
+		if !h.self && m.now-h.heard <= m.silence() && h.beat.Datastores > mine && !m.followsOther(h) {
 			better = true
 		}
 	}

@@ -333,7 +333,7 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 			m.follow(h, network)
 			return
 		}
-		m.assert(h)
+		m.atOnce(h, BeatPrimary)
 	case roleElection:
 		m.follow(h, network)
 	case roleSecondary:
@@ -345,30 +345,41 @@ func (m *Machine) onPrimary(h *member, network int, theirs rank) {
 		}
 		if p := m.members[m.primary]; p == nil || m.now-p.lastHeard() > m.silence() {
 			m.follow(h, network)
+			return
 		}
+		// It is not alone, although nobody follows it: no isolation response.
+		m.atOnce(h, BeatSecondary)
 	}
 }
 
-// assert tells a member at once that this host is primary, but never so often
-// that two primaries could drive each other.
-func (m *Machine) assert(h *member) {
+// atOnce tells a member at once what this host is, but never so often that two
+// could drive each other.
+func (m *Machine) atOnce(h *member, k BeatKind) {
 	if h.assertAt == 0 || m.now-h.assertAt >= m.interval()/5 {
 		h.assertAt = m.now
-		m.beatTo(h, BeatPrimary)
+		m.beatTo(h, k)
 	}
+}
+
+// followsOther tells whether h says that it follows another primary than this
+// host.
+func (m *Machine) followsOther(h *member) bool {
+	return h.beat.Kind == BeatSecondary && h.beat.Primary != "" && h.beat.Primary != m.cfg.Self && m.now-h.heard <= m.silence()
 }
 
 // onCandidate: a member wants to be primary.
 func (m *Machine) onCandidate(h *member, theirs rank) {
 	switch m.role {
 	case rolePrimary:
-		m.assert(h)
+		m.atOnce(h, BeatPrimary)
 	case roleSecondary:
 		p := m.members[m.primary]
 		if p == nil || p == h || m.now-p.lastHeard() >= (silentAfter-1)*m.interval() {
 			m.elect(fmt.Sprintf("%s calls an election", h.name), 0)
 			m.heardCandidate(h, theirs)
+			return
 		}
+		m.atOnce(h, BeatSecondary)
 	case roleElection:
 		if !m.candidate.announce && m.now >= m.barred {
 			m.reign++

@@ -150,3 +150,30 @@ func TestVerdictTakesAsLongForManyVMs(t *testing.T) {
 		}
 	}
 }
+
+// A secondary answers also whoever leads, or wants to, without hearing the primary
+// that it follows: that host is not alone, and must not take itself for isolated.
+func TestSecondaryAnswersOtherPrimaries(t *testing.T) {
+	for _, kind := range []BeatKind{BeatPrimary, BeatElection} {
+		b := newBench(t, chaosConfig(1))
+		b.step(HeartbeatReceived{From: "a", Network: "n1", Beat: Heartbeat{Kind: BeatPrimary, ConfigVersion: 1}})
+		take[SendHeartbeat](b)
+		b.now += 100 * time.Millisecond
+		for range 10 {
+			b.step(HeartbeatReceived{From: "c", Network: "n1", Beat: Heartbeat{Kind: kind, ConfigVersion: 1}})
+		}
+		answers := 0
+		for _, e := range take[SendHeartbeat](b) {
+			if e.To != "c" {
+				continue
+			}
+			answers++
+			if e.Beat.Kind != BeatSecondary || e.Beat.Primary != "a" {
+				t.Errorf("%s: answered with %s of primary %q", kind, e.Beat.Kind, e.Beat.Primary)
+			}
+		}
+		if answers != 2 { // one on each network
+			t.Errorf("%s: %d heartbeats in answer to ten, want one on each network", kind, answers)
+		}
+	}
+}
