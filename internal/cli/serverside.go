@@ -233,7 +233,12 @@ func newTask(a *app) *cobra.Command {
 		return s.wait(c, &hanokv1.Task{Id: id})
 	})
 	one("cancel", "Give a task up; what was handed to the hosts goes on there", func(c *cobra.Command, s *apiClient, id string) error {
-		r, err := s.task.CancelTask(c.Context(), &hanokv1.CancelTaskRequest{Task: id})
+		t, err := s.task.GetTask(c.Context(), &hanokv1.GetTaskRequest{Task: id})
+		if err != nil {
+			return err
+		}
+		// By its cluster: an operator of that one alone may, too.
+		r, err := s.task.CancelTask(c.Context(), &hanokv1.CancelTaskRequest{Task: id, Cluster: t.Task.Cluster})
 		if err == nil {
 			i18n.Fprintf(c.OutOrStdout(), "task %s: %s\n", id, r.Task.Message)
 		}

@@ -73,7 +73,7 @@ var rights = map[string]right{
 	"TaskService/ListTasks":  {viewer, seen},
 	"TaskService/GetTask":    {viewer, ofTask},
 	"TaskService/WatchTask":  {viewer, ofTask},
-	"TaskService/CancelTask": {operator, whole},
+	"TaskService/CancelTask": {operator, cluster},
 
 	"EventService/ListEvents":    {viewer, seen},
 	"EventService/WatchEvents":   {viewer, seen},
@@ -309,6 +309,37 @@ func TestAFileNamesItsCluster(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whoever names a cluster of their own gives up no task of another's.
+func TestATaskIsOfItsCluster(t *testing.T) {
+	r := twoClusters(t)
+	r.hosts.SetDown(true) // it does not end
+	out, err := r.ops.StartVM(t.Context(), &hanokv1.StartVMRequest{Cluster: "seoul", Vm: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		someone
+		cluster, code string
+	}{
+		{"stranger", someone{on: map[string]int{"busan": administrator}}, "busan", "not_found"},
+		{"reader", someone{role: viewer, on: map[string]int{"busan": administrator}}, "busan", "permission_denied"},
+		{"mistaken", someone{role: operator}, "busan", "invalid_argument"},
+		{"unnamed", someone{on: map[string]int{"seoul": operator}}, "", "permission_denied"},
+		{"starter", someone{on: map[string]int{"seoul": operator}}, "seoul", ""},
+	} {
+		body, _ := json.Marshal(map[string]string{"task": out.Task.Id, "cluster": tt.cluster})
+		code, answer := call(t, r.Server, methodOf("TaskService", "CancelTask"), tt.tokenOf(t, r.Server, tt.name), string(body))
+		if code != tt.code {
+			t.Errorf("%s: %s", tt.name, answer)
+		}
+		if task := r.cache.Task(out.Task.Id); task.CancelRequested && tt.code != "" {
+			t.Fatalf("%s gave it up", tt.name)
+		}
+	}
+	r.ends(out.Task, hanokv1.TaskState_TASK_STATE_CANCELLED)
 }
 
 // A stream shows what the caller may see, and no more.

@@ -212,8 +212,12 @@ func (a Tasks) WatchTask(ctx context.Context, r *hanokv1.WatchTaskRequest, out *
 // CancelTask implements the service.
 func (a Tasks) CancelTask(ctx context.Context, r *hanokv1.CancelTaskRequest) (*hanokv1.CancelTaskResponse, error) {
 	out := &hanokv1.CancelTaskResponse{}
-	if _, err := a.task(ctx, r.Task, hanokv1.Role_ROLE_OPERATOR); err != nil {
+	now, err := a.task(ctx, r.Task, hanokv1.Role_ROLE_OPERATOR)
+	if err != nil {
 		return nil, err
+	}
+	if r.Cluster != "" && r.Cluster != now.Cluster {
+		return nil, invalid("cluster", "leave it out, or name the task's", "task %s is not of cluster %s", r.Task, r.Cluster)
 	}
 	return out, a.change(ctx, "CancelTask", "", r, out, func() (*store.Txn, error) {
 		it, err := a.store.Get(ctx, state.TaskKey(r.Task))

@@ -788,8 +788,10 @@ func (x *WatchTaskResponse) GetTask() *Task {
 }
 
 type CancelTaskRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Task  string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// The task's cluster; whoever has the role on the whole can leave it out.
+	Cluster       string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -827,6 +829,13 @@ func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
 func (x *CancelTaskRequest) GetTask() string {
 	if x != nil {
 		return x.Task
+	}
+	return ""
+}
+
+func (x *CancelTaskRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
 	}
 	return ""
 }
@@ -3890,9 +3899,10 @@ const file_hanok_v1_operations_proto_rawDesc = "" +
 	"\x10WatchTaskRequest\x12\x12\n" +
 	"\x04task\x18\x01 \x01(\tR\x04task\"7\n" +
 	"\x11WatchTaskResponse\x12\"\n" +
-	"\x04task\x18\x01 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"'\n" +
+	"\x04task\x18\x01 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"A\n" +
 	"\x11CancelTaskRequest\x12\x12\n" +
-	"\x04task\x18\x01 \x01(\tR\x04task\"8\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\"8\n" +
 	"\x12CancelTaskResponse\x12\"\n" +
 	"\x04task\x18\x01 \x01(\v2\x0e.hanok.v1.TaskR\x04task\"\xcf\x03\n" +
 	"\x05Event\x12\x0e\n" +
