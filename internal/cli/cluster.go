@@ -232,8 +232,13 @@ func (a *app) confirm(c *cobra.Command, question string, answers ...string) erro
 		return usage("give --yes to go on without a question", "there is no terminal to ask on")
 	}
 	i18n.Fprintf(c.ErrOrStderr(), "%s", question)
-	line, err := bufio.NewReader(io.LimitReader(a.in, 4096)).ReadString('\n')
-	if err != nil && line == "" {
+	line, err := untilInterrupt(c.Context(), func() (string, error) {
+		return bufio.NewReader(io.LimitReader(a.in, 4096)).ReadString('\n')
+	})
+	switch {
+	case c.Context().Err() != nil:
+		return err
+	case err != nil && line == "":
 		return Fail(ExitRefused, "", "nothing was changed: no answer")
 	}
 	for _, want := range answers {

@@ -18,6 +18,7 @@ import (
 
 	hanokv1 "hanok.dev/hanok/api/gen/hanok/v1"
 	"hanok.dev/hanok/internal/config"
+	"hanok.dev/hanok/internal/i18n"
 	"hanok.dev/hanok/internal/model"
 	"hanok.dev/hanok/internal/paths"
 	"hanok.dev/hanok/internal/pki"
@@ -54,10 +55,10 @@ func newHostToken(a *app) *cobra.Command {
 		if server == "" {
 			server, fingerprint = "https://SERVER:8443", "FINGERPRINT"
 		}
-		fmt.Fprintf(c.OutOrStdout(), "on %s, as root, until %s:\n  hanok host enrol %s --fingerprint %s --token %s\n", args[0], r.Expires.AsTime().Local().Format("2006-01-02 15:04"), server, fingerprint, r.Token)
+		i18n.Fprintf(c.OutOrStdout(), "on %s, as root, until %s:\n  hanok host enrol %s --fingerprint %s --token %s\n", args[0], r.Expires.AsTime().Local().Format("2006-01-02 15:04"), server, fingerprint, r.Token)
 		if u, err := url.Parse(server); err == nil {
 			if ip := net.ParseIP(u.Hostname()); r.Server == "" || ip != nil && ip.IsLoopback() {
-				fmt.Fprintln(c.ErrOrStderr(), "note: the server listens on this machine only; start it with --listen ADDRESS:8443, and --tls-name for the name that hosts know it by")
+				i18n.Fprintln(c.ErrOrStderr(), "note: the server listens on this machine only; start it with --listen ADDRESS:8443, and --tls-name for the name that hosts know it by")
 			}
 		}
 		return nil
@@ -151,7 +152,7 @@ func (a *app) enrol(c *cobra.Command, server string, e enrolment) error {
 	if err := keepNewest(config.Store{Path: a.clusterFile}, file, e.force); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.OutOrStdout(), "this machine is %s of cluster %s now; its certificate lasts until %s and is renewed by itself\nnext: systemctl start hanok-guard && systemctl restart libvirtd && systemctl start hanok-agent (running VMs run on)\n",
+	i18n.Fprintf(c.OutOrStdout(), "this machine is %s of cluster %s now; its certificate lasts until %s and is renewed by itself\nnext: systemctl start hanok-guard && systemctl restart libvirtd && systemctl start hanok-agent (running VMs run on)\n",
 		host, file.Name, r.Expires.AsTime().Local().Format("2006-01-02 15:04"))
 	return nil
 }
@@ -228,13 +229,13 @@ func newClusterTrust(a *app) *cobra.Command {
 			if x.Signs {
 				use = "signs"
 			}
-			fmt.Fprintf(w, "authority %d  %s  %s, until %s, %s\n", i+1, x.Fingerprint, x.Subject, date(x.Expires), use)
+			i18n.Fprintf(w, "authority %d  %s  %s, until %s, %s\n", i+1, x.Fingerprint, x.Subject, date(x.Expires), use)
 		}
 		if len(r.Authorities) == 0 {
-			fmt.Fprintln(w, "the server has no authority of this cluster")
+			i18n.Fprintln(w, "the server has no authority of this cluster")
 		}
 		if r.Phase != "" {
-			fmt.Fprintf(w, "a replacement is under way (%s): hanok task list\n", r.Phase)
+			i18n.Fprintf(w, "a replacement is under way (%s): hanok task list\n", r.Phase)
 		}
 		name := func(fingerprint string) string {
 			if n, ok := names[fingerprint]; ok {
@@ -314,7 +315,7 @@ func newTrustReplace(a *app) *cobra.Command {
 			return err
 		}
 		if detach {
-			fmt.Fprintf(c.OutOrStdout(), "task %s\n", r.Task.Id)
+			i18n.Fprintf(c.OutOrStdout(), "task %s\n", r.Task.Id)
 			return nil
 		}
 		return s.wait(c, r.Task)
@@ -343,7 +344,7 @@ func newTrustImport(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.OutOrStdout(), "the server signs with %s now\n", r.Fingerprint)
+		i18n.Fprintf(c.OutOrStdout(), "the server signs with %s now\n", r.Fingerprint)
 		return nil
 	}
 	return cmd

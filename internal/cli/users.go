@@ -24,14 +24,50 @@ import (
 	"hanok.dev/hanok/internal/pki"
 )
 
+// untilInterrupt returns what read reads from a terminal, or the error of ctx,
+// when that ends first. The process then ends soon, and with it the reading.
+func untilInterrupt(ctx context.Context, read func() (string, error)) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	lines := make(chan line, 1)
+	go func() {
+		text, err := read()
+		lines <- line{text, err}
+	}()
+	select {
+	case l := <-lines:
+		return l.text, l.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// readHidden reads a line of a terminal without echo. An interrupt ends it and
+// gives the terminal its echo back.
+func readHidden(ctx context.Context, fd int) (string, error) {
+	before, err := term.GetState(fd)
+	if err != nil {
+		return "", err
+	}
+	text, err := untilInterrupt(ctx, func() (string, error) {
+		b, err := term.ReadPassword(fd)
+		return string(b), err
+	})
+	if ctx.Err() != nil {
+		err = errors.Join(err, term.Restore(fd, before))
+	}
+	return text, err
+}
+
 // secret asks for a password on the terminal, without showing it, or reads one
 // line of standard input.
 func (a *app) secret(c *cobra.Command, prompt string) (string, error) {
 	if f, ok := a.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		fmt.Fprint(c.ErrOrStderr(), prompt+": ")
-		b, err := term.ReadPassword(int(f.Fd()))
-		fmt.Fprintln(c.ErrOrStderr())
-		return string(b), err
+		fmt.Fprint(c.ErrOrStderr(), tr(prompt)+": ")
+		defer fmt.Fprintln(c.ErrOrStderr())
+		return readHidden(c.Context(), int(f.Fd()))
 	}
 	var line []byte
 	for one := make([]byte, 1); len(line) < 4096; line = append(line, one[0]) { // no byte of the next line
@@ -289,6 +325,23 @@ func asking(a *app, cmd *cobra.Command, ask func(c *cobra.Command, s *apiClient,
 	return cmd
 }
 
+// newUserRemove asks before it removes: tokens do not come back.
+func newUserRemove(a *app) *cobra.Command {
+	var yes bool
+	cmd := asking(a, &cobra.Command{Use: "remove NAME", Short: "Remove a user with their sessions and tokens", Args: cobra.ExactArgs(1)},
+		func(c *cobra.Command, s *apiClient, args []string) (string, error) {
+			if !yes {
+				if err := a.confirm(c, fmt.Sprintf("Remove %s, with all sessions and tokens? [y/N] ", args[0]), "y", "yes"); err != nil {
+					return "", err
+				}
+			}
+			_, err := s.user.RemoveUser(c.Context(), &hanokv1.RemoveUserRequest{Name: args[0]})
+			return args[0] + " is removed", err
+		})
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
 func newUser(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "user", Short: "Manage who may log in to the server"}
 	var give, set roleFlags
@@ -324,10 +377,7 @@ func newUser(a *app) *cobra.Command {
 		}, func(u *hanokv1.User) []string {
 			return []string{u.Name, roleName(u.Role), grantsText(u.Grants), when(u.Created)}
 		}),
-		asking(a, &cobra.Command{Use: "remove NAME", Short: "Remove a user with their sessions and tokens", Args: one}, func(c *cobra.Command, s *apiClient, args []string) (string, error) {
-			_, err := s.user.RemoveUser(c.Context(), &hanokv1.RemoveUserRequest{Name: args[0]})
-			return args[0] + " is removed", err
-		}),
+		newUserRemove(a),
 		asking(a, &cobra.Command{Use: "password [NAME]", Short: "Set another's password, or change one's own", Args: cobra.MaximumNArgs(1)}, func(c *cobra.Command, s *apiClient, args []string) (string, error) {
 			if len(args) == 1 {
 				password, err := a.secret(c, "New password")
