@@ -162,7 +162,7 @@ func (m *Machine) lead() {
 			// Its silence is what brought about the election: it counts on.
 			h.base = 0
 		}
-		h.suspect, h.failed, h.failover, h.report, h.quietAt = false, false, "", nil, 0
+		h.suspect, h.failed, h.failover, h.report, h.bootSaid, h.quietAt = false, false, "", nil, "", 0
 		h.used = 0
 		clear(h.active)
 		m.watchSilence(h)

@@ -29,6 +29,7 @@ type member struct {
 	offerAt      time.Duration
 	report       *Report
 	reportAt     time.Duration
+	bootSaid     model.BootID           // by its last report of this reign
 	active       map[model.VMID]LocalVM // of the report
 	formerly     map[model.VMID]LocalVM // active of the report before; used again
 	used         model.MiB              // memory of its active VMs

@@ -45,7 +45,9 @@ func (m *Machine) takeReport(h *member, r *Report) {
 			h.active[lv.ID] = lv
 		}
 	}
-	if before != nil && before.Boot != r.Boot {
+	bootBefore := h.bootSaid
+	h.bootSaid = r.Boot
+	if bootBefore != "" && bootBefore != r.Boot {
 		m.rebooted(h.name, r.Boot)
 	}
 	for _, id := range sortedKeys(was) {

@@ -177,3 +177,24 @@ func TestSecondaryAnswersOtherPrimaries(t *testing.T) {
 		}
 	}
 }
+
+// What a host said before it fell silent is no account of it any more when it is
+// heard again: it may have rebooted, and run other VMs since.
+func TestReportDoesNotOutliveSilence(t *testing.T) {
+	b := newBench(t, chaosConfig(1))
+	b.lead(protectedVM("v1"))
+	b.report("a", "boot-1", LocalVM{ID: "v1", Name: "web", Active: true, Epoch: 2})
+	b.pass(10 * time.Second) // silent
+	if h := b.m.members["a"]; !h.suspect || h.failed {
+		t.Fatalf("suspect %v, failed %v, want a silent host", h.suspect, h.failed)
+	}
+	b.step(HeartbeatReceived{From: "a", Network: "n1", Beat: Heartbeat{Kind: BeatSecondary, Primary: "c", ConfigVersion: 1}})
+	rec := model.LockRecord{Lock: model.VMLock("v1"), Epoch: 4, State: model.LockHeld, Owner: "a", Boot: "boot-2"}
+	if h := b.m.members["a"]; h.suspect || b.m.disowned(b.m.stores["ds1"], rec) {
+		t.Errorf("suspect %v, and a lock of its present boot counts as disowned by its former one's word", h.suspect)
+	}
+	b.report("a", "boot-3")
+	if !b.m.disowned(b.m.stores["ds1"], rec) {
+		t.Error("its new word does not count")
+	}
+}

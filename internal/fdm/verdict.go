@@ -289,7 +289,7 @@ func (m *Machine) fail(h *member) {
 	for _, oid := range sortedKeys(h.orders) {
 		m.dropOrder(h.orders[oid], fmt.Sprintf("%s failed", h.name))
 	}
-	h.report, h.used = nil, 0
+	h.report, h.bootSaid, h.used = nil, "", 0
 	clear(h.active)
 	f := m.failovers[h.failover]
 	if f != nil {
@@ -374,6 +374,9 @@ func (m *Machine) recovered(h *member) {
 	known := h.state == model.HostConnected || h.state == model.HostMaintenance
 	m.unfail(h)
 	h.suspect, h.knownFailed, h.failover = false, false, ""
+	// What it said before its silence may be of a former boot, or of VMs that are
+	// elsewhere since, as a host that followed another primary meanwhile shows.
+	h.report = nil
 	why := fmt.Sprintf("heard again after about %s", seconds(silent))
 	if known {
 		m.emit(event.Event{Kind: event.HostState, Host: h.name, Text: fmt.Sprintf("%s is heard again", h.name), Cause: why})
