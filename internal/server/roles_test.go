@@ -391,6 +391,84 @@ func TestStreamsHoldRoles(t *testing.T) {
 	t.Errorf("the stream ended: %v", happened.Err())
 }
 
+// A stream ends with what its caller showed, and with their role.
+func TestStreamsEndWithTheirCaller(t *testing.T) {
+	r := twoClusters(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	at := "http://" + r.Address()
+	if _, err := r.book.Add(ctx, "boss", "correct horse battery", administrator, nil); err != nil { // without one nobody is removed
+		t.Fatal(err)
+	}
+	touch := func(round int) {
+		for i, c := range []string{"seoul", "busan"} {
+			field := &hanokv1.FieldValue{Field: "ha.isolationDelay", Value: fmt.Sprintf("%ds", 7+2*round+i)}
+			if _, err := r.conf.SetFields(ctx, &hanokv1.SetFieldsRequest{Cluster: c, Fields: []*hanokv1.FieldValue{field}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	first, err := r.inv.ListVMs(ctx, &hanokv1.ListVMsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	touch(0) // each stream has something to begin with
+	for name, tt := range map[string]struct {
+		end  func(name, token string) error
+		want connect.Code
+	}{
+		"revoked": {func(_, token string) error {
+			_, err := r.book.RevokeToken(ctx, "", strings.Split(token, "_")[2])
+			return err
+		}, connect.CodeUnauthenticated},
+		"removed": {func(name, _ string) error { return r.book.Remove(ctx, name) }, connect.CodeUnauthenticated},
+		"moved": {func(name, _ string) error {
+			_, err := r.book.SetRoles(ctx, name, 0, []*hanokv1.Grant{{Cluster: "busan", Role: viewer}})
+			return err
+		}, connect.CodePermissionDenied},
+		"logged-out": {func(_, token string) error {
+			_, err := hanokv1connect.NewAuthServiceClient(http.DefaultClient, at, connect.WithInterceptors(bearer(token))).Logout(ctx, &hanokv1.LogoutRequest{})
+			return err
+		}, connect.CodeUnauthenticated},
+	} {
+		token := someone{on: map[string]int{"seoul": viewer}}.tokenOf(t, r.Server, name)
+		inv := hanokv1connect.NewInventoryServiceClient(http.DefaultClient, at, connect.WithInterceptors(bearer(token)))
+		s, err := inv.Watch(ctx, &hanokv1.WatchRequest{Cluster: "seoul", ResumeToken: first.ResumeToken})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tt.end(name, token); err != nil {
+			t.Fatal(err)
+		}
+		for s.Receive() {
+		}
+		if got := connect.CodeOf(s.Err()); s.Err() == nil || got != tt.want {
+			t.Errorf("%s: %v, want %v", name, s.Err(), tt.want)
+		}
+		_ = s.Close()
+	}
+
+	// Who may still call it sees what they may by now.
+	token := someone{on: map[string]int{"seoul": viewer, "busan": viewer}}.tokenOf(t, r.Server, "narrowed")
+	s, err := hanokv1connect.NewInventoryServiceClient(http.DefaultClient, at, connect.WithInterceptors(bearer(token))).Watch(ctx, &hanokv1.WatchRequest{ResumeToken: first.ResumeToken})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := r.book.SetRoles(ctx, "narrowed", 0, []*hanokv1.Grant{{Cluster: "busan", Role: viewer}}); err != nil {
+		t.Fatal(err)
+	}
+	seoul := true
+	for round := 1; seoul; round++ { // the last rounds are without seoul
+		seoul = false
+		touch(round)
+		seenBy(t, s, func(w *hanokv1.WatchResponse) bool {
+			seoul = seoul || w.GetCluster().GetName() == "seoul"
+			return w.GetCluster().GetName() == "busan" && w.GetCluster().GetDesiredVersion() == uint64(round+2)
+		})
+	}
+}
+
 // bearer makes calls with a token.
 type bearer string
 

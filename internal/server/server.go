@@ -76,6 +76,9 @@ type Config struct {
 	// at each start until there is a user. It is a secret, and not for logs that
 	// others read.
 	FirstRun func(link string)
+	// Follow is how often callers of open streams are looked at again: whether what
+	// they showed still counts, and what they may by now. Default 15 s.
+	Follow time.Duration
 	// PasswordCost is what a check of a password costs. Default account.DefaultCost.
 	PasswordCost account.Cost
 	Log          *slog.Logger
@@ -123,6 +126,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.Follow == 0 {
+		cfg.Follow = 15 * time.Second
 	}
 	cfg.Store.Log = cfg.Log
 	return &Server{cfg: cfg, log: cfg.Log, meter: newMeter(), failed: make(chan error, 4)}, nil
@@ -254,7 +260,7 @@ func (s *Server) Address() string {
 // options are what every service is made with.
 func (s *Server) options() []connect.HandlerOption {
 	return []connect.HandlerOption{
-		connect.WithInterceptors(s.meter, access.Interceptor(&audit.Log{Store: s.store, Server: s.cfg.Name, Log: s.log})),
+		connect.WithInterceptors(s.meter, access.Interceptor(&audit.Log{Store: s.store, Server: s.cfg.Name, Log: s.log}, s.cfg.Follow)),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithCodec(strictJSON{}),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, p any) error {

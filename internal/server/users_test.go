@@ -31,7 +31,7 @@ func withUsers(t testing.TB) (*Server, map[string]string) {
 func withUsersAnd(t testing.TB, dial work.Dial) (*Server, map[string]string) {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := New(Config{Name: "s1", Store: store.Config{Dir: filepath.Join(dir, "data")}, Socket: filepath.Join(dir, "s"), Listen: "127.0.0.1:0", Plain: true, Dial: dial, Interval: 20 * time.Millisecond,
+	s, err := New(Config{Name: "s1", Store: store.Config{Dir: filepath.Join(dir, "data")}, Socket: filepath.Join(dir, "s"), Listen: "127.0.0.1:0", Plain: true, Dial: dial, Interval: 20 * time.Millisecond, Follow: 10 * time.Millisecond,
 		PasswordCost: account.Cost{Memory: 64, Passes: 1}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -87,42 +89,57 @@ func (f AuthenticatorFunc) Authenticate(r *http.Request) (*Principal, error) { r
 // AsLocal takes every caller for Local; for the unix socket.
 var AsLocal Authenticator = AuthenticatorFunc(func(*http.Request) (*Principal, error) { return Local, nil })
 
+// A Follower is an Authenticator that tells what became of somebody whom it found:
+// their present roles, or why what they showed does not count any more.
+type Follower interface {
+	Again(ctx context.Context, p *Principal) (*Principal, error)
+}
+
 type contextKey struct{}
 
 type caller struct {
-	principal *Principal
+	principal atomic.Pointer[Principal] // of streams it moves with what the caller may
 	err       error
 	address   string
+	follow    Follower // nil: nothing changes
+}
+
+func with(ctx context.Context, c *caller, p *Principal) context.Context {
+	c.principal.Store(p)
+	return context.WithValue(ctx, contextKey{}, c)
+}
+
+// callerOf is who makes the request of ctx; one without anything when ctx has none.
+func callerOf(ctx context.Context) *caller {
+	if c, ok := ctx.Value(contextKey{}).(*caller); ok {
+		return c
+	}
+	return &caller{}
 }
 
 // Identify runs the authenticator on every request. One that is refused still
 // reaches the methods that anyone may call.
 func Identify(a Authenticator, next http.Handler) http.Handler {
+	f, _ := a.(Follower)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, err := a.Authenticate(r)
 		if p != nil && p.Renewed != nil {
 			http.SetCookie(w, p.Renewed)
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, caller{p, err, r.RemoteAddr})))
+		next.ServeHTTP(w, r.WithContext(with(r.Context(), &caller{err: err, address: r.RemoteAddr, follow: f}, p)))
 	})
 }
 
 // Address is the network address that the request of ctx came from, with its
 // port; of a unix socket "@" or empty.
-func Address(ctx context.Context) string {
-	c, _ := ctx.Value(contextKey{}).(caller)
-	return c.address
-}
+func Address(ctx context.Context) string { return callerOf(ctx).address }
 
 // From is who makes the request of ctx, or nil.
-func From(ctx context.Context) *Principal {
-	c, _ := ctx.Value(contextKey{}).(caller)
-	return c.principal
-}
+func From(ctx context.Context) *Principal { return callerOf(ctx).principal.Load() }
 
 // As returns a context of a request by p; for tests and work of the server's own.
 func As(ctx context.Context, p *Principal) context.Context {
-	return context.WithValue(ctx, contextKey{}, caller{principal: p})
+	return with(ctx, &caller{}, p)
 }
 
 // Check decides one call: whether the caller of ctx may call a method about a
@@ -132,29 +149,35 @@ func Check(ctx context.Context, method protoreflect.MethodDescriptor, cluster st
 	if need == hanokv1.Role_ROLE_ANYONE {
 		return nil
 	}
-	c, _ := ctx.Value(contextKey{}).(caller)
-	if c.err != nil || c.principal == nil {
+	c := callerOf(ctx)
+	p := c.principal.Load()
+	if c.err != nil || p == nil {
 		if c.err == nil {
-			c.err = errors.New("nobody is logged in: hanok login")
+			return unknown(errors.New("nobody is logged in: hanok login"))
 		}
-		var e *connect.Error
-		if errors.As(c.err, &e) {
-			return e
-		}
-		return connect.NewError(connect.CodeUnauthenticated, c.err)
+		return unknown(c.err)
 	}
-	ok := c.principal.May(need, cluster)
+	ok := p.May(need, cluster)
 	if cluster == "" && need == hanokv1.Role_ROLE_VIEWER {
-		ok = c.principal.mayAny(need)
+		ok = p.mayAny(need)
 	}
 	if !ok {
 		where := "on the whole"
 		if cluster != "" {
 			where = "on cluster " + cluster
 		}
-		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s may not do this: it needs the role %s %s", c.principal.Name, roleName(need), where))
+		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s may not do this: it needs the role %s %s", p.Name, roleName(need), where))
 	}
 	return nil
+}
+
+// unknown is the error of an authenticator as one of the API.
+func unknown(err error) error {
+	var e *connect.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return connect.NewError(connect.CodeUnauthenticated, err)
 }
 
 // RoleOf is the role that a method needs; administrator when it does not say.
@@ -201,10 +224,17 @@ type Recorder interface {
 	Refused(ctx context.Context, method protoreflect.MethodDescriptor, cluster string, msg any, err error)
 }
 
-// Interceptor applies Check to every call, and tells the recorder of it.
-func Interceptor(r Recorder) connect.Interceptor { return interceptor{r} }
+// Interceptor applies Check to every call, and tells the recorder of it. The caller
+// of a stream is looked at again at each interval, by a [Follower]: the stream shows
+// what they may see by then, and ends when they may not call it any more.
+func Interceptor(r Recorder, interval time.Duration) connect.Interceptor {
+	return interceptor{r, interval}
+}
 
-type interceptor struct{ record Recorder }
+type interceptor struct {
+	record   Recorder
+	interval time.Duration
+}
 
 func descriptorOf(s connect.Spec) (protoreflect.MethodDescriptor, error) {
 	if d, ok := s.Schema.(protoreflect.MethodDescriptor); ok {
@@ -259,8 +289,14 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		if err != nil {
 			return err
 		}
-		c := &checked{StreamingHandlerConn: conn, ctx: ctx, method: d, by: i}
+		ctx, cancel := context.WithCancel(ctx)
+		c := &checked{StreamingHandlerConn: conn, ctx: ctx, cancel: cancel, method: d, by: i}
 		err = next(ctx, c)
+		cancel()
+		c.followed.Wait()
+		if c.lost != nil {
+			err = c.lost
+		}
 		if c.ended != nil {
 			c.ended(nil, err)
 		}
@@ -271,10 +307,13 @@ func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 // checked decides when the request of a stream was read.
 type checked struct {
 	connect.StreamingHandlerConn
-	ctx    context.Context
-	method protoreflect.MethodDescriptor
-	by     interceptor
-	ended  func(any, error)
+	ctx      context.Context
+	cancel   context.CancelFunc
+	method   protoreflect.MethodDescriptor
+	by       interceptor
+	ended    func(any, error)
+	followed sync.WaitGroup
+	lost     error // why the caller may not call it any more
 }
 
 func (c *checked) Receive(msg any) error {
@@ -284,6 +323,44 @@ func (c *checked) Receive(msg any) error {
 	ended, err := c.by.enter(c.ctx, c.method, msg)
 	if c.ended == nil {
 		c.ended = ended
+		if err == nil {
+			c.follow(clusterOf(msg))
+		}
 	}
 	return err
+}
+
+// follow ends the stream when its caller may not call it any more.
+func (c *checked) follow(cluster string) {
+	who := callerOf(c.ctx)
+	p := who.principal.Load()
+	if who.follow == nil || p == nil {
+		return
+	}
+	c.followed.Go(func() {
+		tick := time.NewTicker(c.by.interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-c.ctx.Done():
+				return
+			case <-tick.C:
+			}
+			now, err := who.follow.Again(c.ctx, p)
+			if connect.CodeOf(err) == connect.CodeUnavailable || c.ctx.Err() != nil {
+				continue // what was proven holds until it is known not to
+			}
+			if err != nil {
+				err = unknown(err)
+			} else {
+				who.principal.Store(now)
+				err = Check(c.ctx, c.method, cluster)
+			}
+			if err != nil {
+				c.lost = err
+				c.cancel()
+				return
+			}
+		}
+	})
 }

@@ -45,15 +45,21 @@ func (b *Book) byToken(ctx context.Context, header string) (*access.Principal, e
 	if err != nil || u == nil {
 		return nil, errors.Join(err, errToken)
 	}
-	p := principal(u, s, access.ViaToken, s.tokenKey())
-	p.Login = s.Login
-	if s.Limit != hanokv1.Role_ROLE_UNSPECIFIED {
-		p.Limit, p.Role = s.Limit, min(p.Role, s.Limit)
-		for c, r := range p.Clusters {
-			p.Clusters[c] = min(r, s.Limit)
-		}
+	return principal(u, s, access.ViaToken, s.tokenKey()), nil
+}
+
+// Again implements access.Follower: by what they showed, as it is now.
+func (b *Book) Again(ctx context.Context, p *access.Principal) (*access.Principal, error) {
+	s, u, err := b.kept(ctx, p.Credential)
+	switch {
+	case err != nil:
+		return nil, err
+	case u == nil && p.Via == access.ViaSession:
+		return nil, errSession
+	case u == nil:
+		return nil, errToken
 	}
-	return p, nil
+	return principal(u, s, p.Via, p.Credential), nil
 }
 
 func (b *Book) bySession(r *http.Request, text string) (*access.Principal, error) {
@@ -70,7 +76,6 @@ func (b *Book) bySession(r *http.Request, text string) (*access.Principal, error
 		return nil, errCSRF
 	}
 	p := principal(u, s, access.ViaSession, s.sessionKey())
-	p.CSRF = s.CSRF
 	if now := b.now(); now.Sub(s.Rotated) >= sessionTurn && same(digest(value), s.Digest) {
 		next := random(32)
 		n := *s
@@ -87,9 +92,15 @@ func (b *Book) bySession(r *http.Request, text string) (*access.Principal, error
 }
 
 func principal(u *user, s *secret, via, key string) *access.Principal {
-	p := &access.Principal{Name: u.Name, Role: u.Role, Clusters: map[string]hanokv1.Role{}, Via: via, Credential: key, CredentialID: s.ID, Expires: s.Expires}
+	p := &access.Principal{Name: u.Name, Role: u.Role, Clusters: map[string]hanokv1.Role{}, Via: via, Credential: key, CredentialID: s.ID, Expires: s.Expires,
+		Login: s.Login, Limit: s.Limit, CSRF: s.CSRF}
+	most := hanokv1.Role_ROLE_ADMINISTRATOR
+	if s.Limit != hanokv1.Role_ROLE_UNSPECIFIED {
+		most = s.Limit
+	}
+	p.Role = min(p.Role, most)
 	for c, r := range u.Clusters {
-		p.Clusters[c] = r
+		p.Clusters[c] = min(r, most)
 	}
 	return p
 }
@@ -97,6 +108,16 @@ func principal(u *user, s *secret, via, key string) *access.Principal {
 // proven is the token or session whose secret is value, with its user; nil
 // without an error when it does not count.
 func (b *Book) proven(ctx context.Context, key, value string) (*secret, *user, error) {
+	s, u, err := b.kept(ctx, key)
+	if d := digest(value); u == nil || !same(d, s.Digest) && (s.Old == "" || !same(d, s.Old) || !b.now().Before(s.OldUntil)) {
+		return nil, nil, err
+	}
+	return s, u, err
+}
+
+// kept is the token or session of a key, with its user; nil without an error when
+// there is none that counts.
+func (b *Book) kept(ctx context.Context, key string) (*secret, *user, error) {
 	it, err := b.store.Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil, nil
@@ -109,8 +130,7 @@ func (b *Book) proven(ctx context.Context, key, value string) (*secret, *user, e
 		return nil, nil, unavailable(err)
 	}
 	s.modified = it.Modified
-	now, d := b.now(), digest(value)
-	if s.over(now) || !same(d, s.Digest) && (s.Old == "" || !same(d, s.Old) || !now.Before(s.OldUntil)) {
+	if s.over(b.now()) {
 		return nil, nil, nil
 	}
 	u, err := b.find(ctx, s.User)
