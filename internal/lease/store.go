@@ -220,6 +220,9 @@ func (m *Machine) slotWritten(ev *Event) {
 		return
 	}
 	s := m.stores[i]
+	if s.hung {
+		m.statusDirty = true // also where the lease did not lapse meanwhile
+	}
 	s.op, s.hung = 0, false
 	m.longestWrite = max(m.longestWrite, m.now-s.started)
 	if ev.Fault != nil {
